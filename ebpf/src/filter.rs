@@ -1,0 +1,176 @@
+//! The decision: is the source of this packet under a live, enforced ban?
+//!
+//! Ordered so that clean traffic pays for the parse and one bit of the front filter. Only the source address is
+//! read, which sits in the fixed header of both families: fragments, extension headers and unknown transports are
+//! filtered like everything else.
+
+use aya_ebpf::programs::XdpContext;
+use portcullis_common::{
+    SCHEMA,
+    ban::{Entry, OBSERVE, PERMANENT, PREFIX_SHIFT},
+    event::Sample,
+    settings::{self, Settings},
+    stats::Counter,
+};
+
+use crate::{
+    maps,
+    packet::{self, Source},
+};
+
+/// The packet's source is banned and the ban is enforced.
+pub struct Banned;
+
+/// Why a packet passes.
+#[derive(Clone, Copy)]
+pub enum PassReason {
+    /// No ban could match.
+    Clean,
+    /// Worth a counter.
+    Counted(Counter),
+}
+
+impl From<Counter> for PassReason {
+    #[inline(always)]
+    fn from(counter: Counter) -> Self {
+        Self::Counted(counter)
+    }
+}
+
+/// Decides about one packet.
+#[inline(always)]
+pub fn decide(ctx: &XdpContext) -> Result<Banned, PassReason> {
+    match packet::source(ctx)? {
+        Source::V4(address) => {
+            if !maps::front_v4(address) {
+                return Err(PassReason::Clean);
+            }
+            let settings = configured()?;
+            let entry = find_v4(address, settings.flags)?;
+            if maps::allowed_v4(address) {
+                return Err(Counter::Allowed.into());
+            }
+            matched(ctx, entry, settings, || packet::mapped(address))
+        }
+        Source::V6(address) => {
+            // A CIDR ban is not in the front filter of IPv6, so its flag is read first.
+            let settings = configured()?;
+            if settings.flags & settings::CIDR_V6 == 0 && !maps::front_v6(address.prefix()) {
+                return Err(PassReason::Clean);
+            }
+            let entry = find_v6(address, settings.flags)?;
+            if maps::allowed_v6(address) {
+                return Err(Counter::Allowed.into());
+            }
+            matched(ctx, entry, settings, || address.octets())
+        }
+    }
+}
+
+/// The packet's source is under a live ban: counts it, tells of it now and then, and drops it if that is wanted.
+#[inline(always)]
+fn matched(
+    ctx: &XdpContext,
+    entry: *mut Entry,
+    settings: &Settings,
+    source: impl FnOnce() -> [u8; 16],
+) -> Result<Banned, PassReason> {
+    let now = maps::now();
+    maps::hit(entry, now);
+    let observed = settings.flags & settings::ENFORCE == 0 || maps::flags(entry) & OBSERVE != 0;
+    if maps::is_sampled(settings.sample_below) {
+        let counter = if observed {
+            Counter::WouldDrop
+        } else {
+            Counter::Dropped
+        };
+        maps::tell(Sample {
+            time: now,
+            source: source(),
+            length: packet::length(ctx),
+            interface: packet::interface(ctx),
+            counter: counter as u32,
+            reserved: 0,
+        });
+    }
+    if observed {
+        return Err(Counter::WouldDrop.into());
+    }
+    Ok(Banned)
+}
+
+#[inline(always)]
+fn configured() -> Result<&'static Settings, PassReason> {
+    match maps::settings() {
+        Some(settings) if settings.schema == SCHEMA => Ok(settings),
+        _ => Err(Counter::Unconfigured.into()),
+    }
+}
+
+/// The most specific live ban. One past its deadline must not hide a live one that covers it.
+#[inline(always)]
+fn find_v4(address: [u8; 4], flags: u32) -> Result<*mut Entry, Counter> {
+    match live(maps::ban_v4(address), Counter::Neighbour) {
+        Err(reason) if flags & settings::CIDR_V4 != 0 => {
+            cidr(32, reason, |length| maps::cidr_v4(address, length))
+        }
+        found => found,
+    }
+}
+
+/// As [`find_v4`]: the single address first, then its /64, then wider prefixes.
+#[inline(always)]
+fn find_v6(address: packet::V6, flags: u32) -> Result<*mut Entry, Counter> {
+    let mut found = Err(Counter::Neighbour);
+    if flags & settings::HOST_V6 != 0 {
+        found = live(maps::ban_v6_host(address), Counter::Neighbour);
+    }
+    if let Err(reason) = found {
+        found = live(maps::ban_v6(address), reason);
+    }
+    match found {
+        Err(reason) if flags & settings::CIDR_V6 != 0 => {
+            cidr(128, reason, |length| maps::cidr_v6(address, length))
+        }
+        found => found,
+    }
+}
+
+/// So many prefixes inside one another may have run out before the agent has removed the first.
+const NESTED: u32 = 8;
+
+/// The longest live prefix of at most `length` bits: past those that have run out, the next longer ones are asked.
+#[inline(always)]
+fn cidr(
+    mut length: u32,
+    mut otherwise: Counter,
+    look_up: impl Fn(u32) -> Option<*mut Entry>,
+) -> Result<*mut Entry, Counter> {
+    for _ in 0..NESTED {
+        let Some(entry) = look_up(length) else {
+            return Err(otherwise);
+        };
+        match live(Some(entry), otherwise) {
+            Ok(entry) => return Ok(entry),
+            Err(reason) => otherwise = reason,
+        }
+        let own = (maps::flags(entry) >> PREFIX_SHIFT) & 0xFF;
+        if own == 0 || own > length {
+            return Err(otherwise);
+        }
+        length = own - 1;
+    }
+    Err(otherwise)
+}
+
+/// The entry, if it is there and its deadline has not passed; else `otherwise`, or `Expired`. The agent that should
+/// have removed it may be late or dead. Nothing is ever deleted in the data path.
+#[inline(always)]
+fn live(entry: Option<*mut Entry>, otherwise: Counter) -> Result<*mut Entry, Counter> {
+    let entry = entry.ok_or(otherwise)?;
+    let deadline = maps::deadline(entry);
+    if deadline != PERMANENT && deadline <= maps::now() {
+        return Err(Counter::Expired);
+    }
+    Ok(entry)
+}
