@@ -1,0 +1,57 @@
+//! `bench`: the kernel benches, in a release build.
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    ebpf,
+    setup::{self, Purpose},
+    sh,
+    toolchain::TARGET,
+};
+
+/// Tells the bench where its kernel programs are.
+const OBJECT_ENV: &str = "PORTCULLIS_BENCH_OBJECT";
+
+/// Package of the bench, and its name there and in the kernel program's package.
+const PACKAGE: &str = "portcullis-tests";
+const BENCH: &str = "bench";
+
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// Fewer and shorter runs: a first look, not figures to quote
+    #[arg(long)]
+    quick: bool,
+
+    /// Only these parts [default: all]
+    #[arg(long, value_delimiter = ',', value_parser = ["cost", "live", "bulk"])]
+    parts: Vec<String>,
+}
+
+pub fn run(bench: &Bench) -> Result<()> {
+    setup::ensure(Purpose::Build)?;
+    let kernel = ["--release", "--features", BENCH, "--bin", BENCH];
+    sh::run(ebpf::cargo("build")?
+            .args(kernel)
+            // As in .cargo/config.toml; that binary is a crate of its own, and loads whole words by inline assembly.
+            .env("RUSTC_BOOTSTRAP", format!("aya_ebpf,portcullis_ebpf,{BENCH}")))?;
+    let object = sh::target_dir()
+        .join("ebpf")
+        .join(TARGET)
+        .join("release")
+        .join(BENCH);
+    sh::run(sh::cargo().args(["build", "--release", "--package", PACKAGE, "--bin", BENCH]))?;
+    let binary = sh::target_dir().join("release").join(BENCH);
+    // What else runs here disturbs it less.
+    let mut command = sh::command("nice");
+    command
+        .args(["-n", "-20"])
+        .arg(binary)
+        .env(OBJECT_ENV, object);
+    if bench.quick {
+        command.arg("--quick");
+    }
+    if !bench.parts.is_empty() {
+        command.args(["--parts", &bench.parts.join(",")]);
+    }
+    sh::exec(&mut command).context("the bench cannot be started")
+}
