@@ -1,0 +1,414 @@
+//! What normal traffic looks like: requests a second, as mean and standard deviation over the recent past, and by
+//! hour of the day.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Timestamp;
+
+/// How the baseline is learnt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Seconds of traffic that the rolling baseline covers.
+    pub span_secs: u32,
+    /// The statistics are computed anew every so many seconds.
+    pub recompute_secs: u32,
+    /// An hour's slot is preferred once it holds so many seconds.
+    pub hour_min_secs: u32,
+    /// Nothing counts as learnt before so many seconds have been seen.
+    pub warm_up_secs: u32,
+    /// Least mean, requests a second: on a quieter site than this a handful of requests is no anomaly.
+    pub floor_mean: f64,
+    /// Least standard deviation, requests a second.
+    pub floor_stddev: f64,
+    /// Least share of failing answers that counts as normal.
+    pub floor_error_share: f64,
+}
+
+/// One second of traffic, as the baseline sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Second {
+    /// Requests answered in it.
+    pub requests: u32,
+    /// Those with a status of 400 or above.
+    pub errors: u32,
+}
+
+/// Where the figures of [`Normal`] come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Learnt {
+    /// Too little has been seen; absolute ceilings hold instead.
+    WarmUp,
+    /// The rolling span.
+    Recent,
+    /// The slot of this hour of the day, UTC.
+    Hour(u8),
+}
+
+/// What is normal, with the floors applied. Rates are requests a second, statistics over one-second counts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normal {
+    /// Mean of the requests a second.
+    pub mean: f64,
+    /// Their (population) standard deviation.
+    pub stddev: f64,
+    /// Share of answers with a status of 400 or above, 0 to 1.
+    pub error_share: f64,
+    /// Where mean and standard deviation come from.
+    pub learnt: Learnt,
+    /// How many seconds they rest on.
+    pub seconds: u32,
+}
+
+/// Sums over seconds; `f64` because the slots fade. Exact below 2^53.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Sums {
+    seconds: f64,
+    requests: f64,
+    squares: f64,
+}
+
+impl Sums {
+    fn add(&mut self, second: Second) {
+        let requests = f64::from(second.requests);
+        self.seconds += 1.0;
+        self.requests += requests;
+        self.squares += requests * requests;
+    }
+
+    fn fade(&mut self) {
+        self.seconds /= 2.0;
+        self.requests /= 2.0;
+        self.squares /= 2.0;
+    }
+
+    fn mean_and_stddev(&self) -> (f64, f64) {
+        if self.seconds <= 0.0 {
+            return (0.0, 0.0);
+        }
+        let mean = self.requests / self.seconds;
+        (
+            mean,
+            (self.squares / self.seconds - mean * mean).max(0.0).sqrt(),
+        )
+    }
+
+    fn is_plausible(&self) -> bool {
+        [self.seconds, self.requests, self.squares]
+            .iter()
+            .all(|sum| sum.is_finite() && *sum >= 0.0)
+    }
+}
+
+/// One hour of the day. What earlier days have taught fades by half each time the hour comes round again, so a slot
+/// follows the seasons without forgetting yesterday.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Slot {
+    /// Days since the epoch when it was last added to.
+    day: u64,
+    sums: Sums,
+}
+
+/// What survives a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The newest second in it.
+    newest: u64,
+    recent: Vec<Second>,
+    hours: Vec<Slot>,
+}
+
+/// The baseline.
+#[derive(Clone, Debug)]
+pub struct Baseline {
+    settings: Settings,
+    recent: VecDeque<Second>,
+    /// Sums over `recent`: exact, so that adding and removing for years leaves no drift.
+    requests: u64,
+    squares: u128,
+    errors: u64,
+    newest: u64,
+    hours: [Slot; 24],
+    normal: Normal,
+    computed: u64,
+}
+
+impl Baseline {
+    /// An empty baseline.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let normal = Normal {
+            mean: settings.floor_mean,
+            stddev: settings.floor_stddev,
+            error_share: settings.floor_error_share,
+            learnt: Learnt::WarmUp,
+            seconds: 0,
+        };
+        Self {
+            recent: VecDeque::with_capacity(settings.span_secs as usize),
+            settings,
+            requests: 0,
+            squares: 0,
+            errors: 0,
+            newest: 0,
+            hours: [Slot::default(); 24],
+            normal,
+            computed: 0,
+        }
+    }
+
+    /// A baseline as it was saved, for a run that starts at `now`. The rolling part is dropped where it is older than
+    /// its span; values that no run can have written are dropped too.
+    #[must_use]
+    pub fn restore(settings: Settings, saved: &Saved, now: Timestamp) -> Self {
+        let mut baseline = Self::new(settings);
+        let age = now.secs().checked_sub(saved.newest);
+        if age.is_some_and(|age| age < u64::from(baseline.settings.span_secs)) {
+            saved
+                .recent
+                .iter()
+                .for_each(|second| baseline.push_recent(*second));
+            baseline.newest = saved.newest;
+        }
+        for (ours, theirs) in baseline.hours.iter_mut().zip(&saved.hours) {
+            if theirs.sums.is_plausible() && theirs.day <= now.secs() / 86_400 {
+                *ours = *theirs;
+            }
+        }
+        baseline.compute(now);
+        baseline
+    }
+
+    /// What to keep for a restart.
+    #[must_use]
+    pub fn save(&self) -> Saved {
+        Saved {
+            newest: self.newest,
+            recent: self.recent.iter().copied().collect(),
+            hours: self.hours.to_vec(),
+        }
+    }
+
+    /// Learns one second of legitimate traffic; seconds without any are learnt too.
+    pub fn learn(&mut self, second: u64, traffic: Second) {
+        self.push_recent(traffic);
+        self.newest = second;
+        let slot = &mut self.hours[hour_of(second)];
+        let day = second / 86_400;
+        if day != slot.day {
+            slot.sums.fade();
+            slot.day = day;
+        }
+        slot.sums.add(traffic);
+    }
+
+    fn push_recent(&mut self, traffic: Second) {
+        let square = |second: Second| u128::from(second.requests) * u128::from(second.requests);
+        while self.recent.len() >= self.settings.span_secs as usize {
+            let Some(oldest) = self.recent.pop_front() else {
+                break;
+            };
+            self.requests -= u64::from(oldest.requests);
+            self.errors -= u64::from(oldest.errors);
+            self.squares -= square(oldest);
+        }
+        self.recent.push_back(traffic);
+        self.requests += u64::from(traffic.requests);
+        self.errors += u64::from(traffic.errors);
+        self.squares += square(traffic);
+    }
+
+    /// Computes the statistics anew if it is time to; says whether it did. During warm-up it is always time, so that
+    /// the end of it is not missed.
+    pub fn recompute(&mut self, now: Timestamp) -> bool {
+        let due = now.secs().abs_diff(self.computed) >= u64::from(self.settings.recompute_secs);
+        let warm = self.normal.learnt == Learnt::WarmUp
+            && self.recent.len() >= self.settings.warm_up_secs as usize;
+        if due || warm {
+            self.compute(now);
+        }
+        due || warm
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "sums of counts over hours stay far below 2^53"
+    )]
+    fn compute(&mut self, now: Timestamp) {
+        let hour = hour_of(now.secs());
+        let slot = &self.hours[hour].sums;
+        let recent = self.recent.len() as f64;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "hours and spans fit in u32"
+        )]
+        let (learnt, seconds, (mean, stddev)) =
+            if slot.seconds >= f64::from(self.settings.hour_min_secs) {
+                (
+                    Learnt::Hour(hour as u8),
+                    slot.seconds as u32,
+                    slot.mean_and_stddev(),
+                )
+            } else if self.recent.len() >= self.settings.warm_up_secs as usize {
+                let sums = Sums {
+                    seconds: recent,
+                    requests: self.requests as f64,
+                    squares: self.squares as f64,
+                };
+                (Learnt::Recent, recent as u32, sums.mean_and_stddev())
+            } else {
+                (Learnt::WarmUp, recent as u32, (0.0, 0.0))
+            };
+        let error_share = if self.requests == 0 {
+            0.0
+        } else {
+            self.errors as f64 / self.requests as f64
+        };
+        self.normal = Normal {
+            mean: mean.max(self.settings.floor_mean),
+            stddev: stddev.max(self.settings.floor_stddev),
+            error_share: error_share.max(self.settings.floor_error_share),
+            learnt,
+            seconds,
+        };
+        self.computed = now.secs();
+    }
+
+    /// What is normal, as of the last computation.
+    #[must_use]
+    pub const fn normal(&self) -> &Normal {
+        &self.normal
+    }
+}
+
+fn hour_of(second: u64) -> usize {
+    (second / 3600 % 24) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            span_secs: 1800,
+            recompute_secs: 60,
+            hour_min_secs: 900,
+            warm_up_secs: 300,
+            floor_mean: 1.0,
+            floor_stddev: 0.5,
+            floor_error_share: 0.05,
+        }
+    }
+
+    fn learn(
+        baseline: &mut Baseline,
+        seconds: std::ops::Range<u64>,
+        requests: impl Fn(u64) -> u32,
+    ) {
+        for second in seconds {
+            baseline.learn(
+                second,
+                Second {
+                    requests: requests(second),
+                    errors: 0,
+                },
+            );
+            baseline.recompute(Timestamp::from_secs(second));
+        }
+    }
+
+    #[test]
+    fn nothing_is_learnt_before_the_warm_up_ends_and_it_ends_on_time() {
+        let mut baseline = Baseline::new(settings());
+        learn(&mut baseline, 0..299, |_| 7);
+        assert_eq!(baseline.normal().learnt, Learnt::WarmUp);
+        learn(&mut baseline, 299..300, |_| 7);
+        assert_eq!(
+            (baseline.normal().learnt, baseline.normal().mean),
+            (Learnt::Recent, 7.0)
+        );
+    }
+
+    #[test]
+    fn a_night_without_variance_has_the_floors() {
+        let mut baseline = Baseline::new(settings());
+        learn(&mut baseline, 0..600, |_| 0);
+        let normal = baseline.normal();
+        assert_eq!(
+            (normal.mean, normal.stddev, normal.error_share),
+            (1.0, 0.5, 0.05)
+        );
+    }
+
+    #[test]
+    fn the_current_hour_is_preferred_once_it_holds_enough_and_fades_by_the_day() {
+        let mut baseline = Baseline::new(settings());
+        learn(&mut baseline, 3000..3600, |_| 4);
+        learn(&mut baseline, 3600..4499, |_| 10);
+        assert_eq!(baseline.normal().learnt, Learnt::Recent);
+        learn(&mut baseline, 4499..4560, |_| 10);
+        assert_eq!(
+            (baseline.normal().learnt, baseline.normal().mean),
+            (Learnt::Hour(1), 10.0)
+        );
+        // The same hour a day later, at half the weight: 960 old seconds of 10 count as 480.
+        let day = 86_400;
+        learn(&mut baseline, day + 3600..day + 3600 + 480, |_| 30);
+        baseline.compute(Timestamp::from_secs(day + 4081));
+        assert_eq!(
+            (baseline.normal().learnt, baseline.normal().mean),
+            (Learnt::Hour(1), 20.0)
+        );
+    }
+
+    #[test]
+    fn what_was_saved_comes_back_and_stale_minutes_do_not() {
+        let mut baseline = Baseline::new(settings());
+        learn(&mut baseline, 7200..8400, |second| {
+            u32::try_from(second % 7).unwrap()
+        });
+        let text = serde_json::to_string(&baseline.save()).unwrap();
+        let saved: Saved = serde_json::from_str(&text).unwrap();
+        let soon = Baseline::restore(settings(), &saved, Timestamp::from_secs(8460));
+        assert_eq!(soon.save(), baseline.save());
+        assert_eq!(soon.normal().learnt, Learnt::Hour(2));
+        let tomorrow = Baseline::restore(settings(), &saved, Timestamp::from_secs(8460 + 86_400));
+        assert!(tomorrow.recent.is_empty());
+        assert_eq!(
+            tomorrow.normal().learnt,
+            Learnt::Hour(2),
+            "the hour's slot is a day's knowledge and is kept"
+        );
+        let past = Baseline::restore(settings(), &saved, Timestamp::from_secs(60));
+        assert_eq!(
+            past.normal().learnt,
+            Learnt::WarmUp,
+            "a clock set back learns anew"
+        );
+    }
+
+    proptest! {
+        /// Against the textbook's two passes over the same seconds.
+        #[test]
+        fn mean_and_stddev_are_those_of_the_last_span(counts in prop::collection::vec(0u32..5000, 300..700)) {
+            let span = 400;
+            let mut baseline = Baseline::new(Settings { span_secs: span, hour_min_secs: 9999, ..settings() });
+            for (second, requests) in counts.iter().enumerate() {
+                baseline.learn(second as u64, Second { requests: *requests, errors: 0 });
+            }
+            baseline.compute(Timestamp::from_secs(counts.len() as u64));
+            let last: Vec<f64> = counts.iter().rev().take(span as usize).map(|n| f64::from(*n)).collect();
+            let mean = last.iter().sum::<f64>() / last.len() as f64;
+            let variance = last.iter().map(|n| (n - mean) * (n - mean)).sum::<f64>() / last.len() as f64;
+            let normal = baseline.normal();
+            prop_assert!((normal.mean - mean.max(1.0)).abs() < 1e-6, "{} {}", normal.mean, mean);
+            prop_assert!((normal.stddev - variance.sqrt().max(0.5)).abs() < 1e-6, "{} {}", normal.stddev, variance.sqrt());
+        }
+    }
+}

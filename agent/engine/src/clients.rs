@@ -1,0 +1,169 @@
+//! The clients whose windows are kept: a bounded table that holds on to the heavy ones.
+
+use indexmap::{IndexMap, map::Entry};
+
+use crate::{subject::Subject, time::Timestamp, window::Window};
+
+/// What is known of one client.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// Its requests.
+    pub window: Window,
+    /// Until when another refusal of a ban (it is allowlisted, the table is full) need not be told again.
+    pub refusal_told_until: Timestamp,
+}
+
+/// How many clients a full table looks at to find the one that gives way.
+const CANDIDATES: usize = 16;
+/// How many clients are looked at for silence whenever time passes.
+const SWEEP: usize = 512;
+
+/// A table of at most so many clients. When it is full a new client takes the place of the one with the fewest
+/// requests among a few; the few are taken in turn, so no client is safe by where it stands, and a heavy one
+/// practically always stays. An attacker with many addresses can push out light clients (whose count starts again) but
+/// not another attacker.
+#[derive(Debug)]
+pub struct Clients {
+    table: IndexMap<Subject, Client>,
+    max: usize,
+    hand: usize,
+    evictions: u64,
+}
+
+impl Clients {
+    /// A table for at most `max` clients (at least one).
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self {
+            table: IndexMap::new(),
+            max: max.max(1),
+            hand: 0,
+            evictions: 0,
+        }
+    }
+
+    /// The client's entry, moved to `now`, and made if it is new.
+    pub fn touch(&mut self, subject: Subject, now: u64, length: u64) -> &mut Client {
+        if self.table.len() >= self.max && !self.table.contains_key(&subject) {
+            self.evict(now, length);
+        }
+        let client = match self.table.entry(subject) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Client::default()),
+        };
+        client.window.advance(now, length, |_| {});
+        client
+    }
+
+    /// The client's entry, if it has one.
+    pub fn get_mut(&mut self, subject: Subject) -> Option<&mut Client> {
+        self.table.get_mut(&subject)
+    }
+
+    /// Forgets a client and returns what was known of it.
+    pub fn remove(&mut self, subject: Subject) -> Option<Client> {
+        self.table.swap_remove(&subject)
+    }
+
+    /// Forgets some of those that have fallen silent. Called as time passes.
+    pub fn sweep(&mut self, now: u64, length: u64) {
+        for _ in 0..SWEEP.min(self.table.len()) {
+            self.hand = if self.hand < self.table.len() {
+                self.hand
+            } else {
+                0
+            };
+            let Some((_, client)) = self.table.get_index_mut(self.hand) else {
+                return;
+            };
+            client.window.advance(now, length, |_| {});
+            if client.window.requests() == 0 && client.refusal_told_until.secs() <= now {
+                self.table.swap_remove_index(self.hand);
+            } else {
+                self.hand += 1;
+            }
+        }
+    }
+
+    fn evict(&mut self, now: u64, length: u64) {
+        let mut lightest = None;
+        for _ in 0..CANDIDATES.min(self.table.len()) {
+            self.hand = if self.hand < self.table.len() {
+                self.hand
+            } else {
+                0
+            };
+            let Some((_, client)) = self.table.get_index_mut(self.hand) else {
+                return;
+            };
+            client.window.advance(now, length, |_| {});
+            let requests = client.window.requests();
+            if lightest.is_none_or(|(least, _)| requests < least) {
+                lightest = Some((requests, self.hand));
+            }
+            self.hand += 1;
+        }
+        if let Some((_, index)) = lightest {
+            self.table.swap_remove_index(index);
+            self.evictions += 1;
+        }
+    }
+
+    /// Forgets everybody.
+    pub fn clear(&mut self) {
+        self.table.clear();
+    }
+
+    /// Clients in the table.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Is nobody in the table?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// How many clients had to give way so far.
+    #[must_use]
+    pub const fn evictions(&self) -> u64 {
+        self.evictions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(n: u32) -> Subject {
+        Subject::of_client(std::net::Ipv4Addr::from(0x0A00_0000 + n).into())
+    }
+
+    #[test]
+    fn a_churn_of_light_clients_does_not_push_out_a_heavy_one() {
+        let mut clients = Clients::new(64);
+        for _ in 0..100 {
+            clients.touch(subject(0), 1000, 60).window.add(1000, false);
+        }
+        for n in 1..10_000 {
+            clients.touch(subject(n), 1000, 60).window.add(1000, false);
+            assert!(clients.len() <= 64);
+        }
+        assert_eq!(clients.touch(subject(0), 1000, 60).window.requests(), 100);
+        assert!(clients.evictions() > 9_000);
+    }
+
+    #[test]
+    fn the_silent_are_forgotten_in_time() {
+        let mut clients = Clients::new(10_000);
+        for n in 0..2_000 {
+            clients.touch(subject(n), 1000, 60).window.add(1000, false);
+        }
+        (0..8).for_each(|n| clients.sweep(1030 + n, 60));
+        assert_eq!(clients.len(), 2_000);
+        (0..8).for_each(|n| clients.sweep(1060 + n, 60));
+        assert!(clients.is_empty());
+    }
+}

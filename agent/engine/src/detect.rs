@@ -1,0 +1,322 @@
+//! The ordered tests: does this rate leave the normal traffic?
+//!
+//! All rates are requests a second averaged over the sliding window; the baseline's mean and standard deviation are
+//! those of one-second counts of the whole site. Comparing a window's *count* with them would be off by its length.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    baseline::{Learnt, Normal},
+    time::Timestamp,
+    window::Window,
+};
+
+/// When a rate is an anomaly.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholds {
+    /// Standard deviations above the mean; more than this flags.
+    pub z_score: f64,
+    /// Multiples of the mean; more than this flags.
+    pub times_mean: f64,
+}
+
+/// What the detector goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Length of the sliding windows in seconds.
+    pub window_secs: u32,
+    /// For a client that fails no more than others.
+    pub ordinary: Thresholds,
+    /// For a client whose answers fail much more than is normal.
+    pub surge: Thresholds,
+    /// A surge is a share of failing answers of so many times the normal one …
+    pub surge_times_share: f64,
+    /// … over at least so many requests in the window.
+    pub surge_min_requests: u32,
+    /// While nothing is learnt yet, a client may make so many requests a second.
+    pub warm_up_ceiling: f64,
+}
+
+/// The test that flagged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Test {
+    /// z = (rate − mean) / stddev.
+    ZScore,
+    /// rate > so many × mean.
+    TimesMean,
+    /// The absolute ceiling of the warm-up.
+    Ceiling,
+}
+
+/// Evidence: everything that is needed to check the verdict by hand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Which test flagged.
+    pub test: Test,
+    /// The value that was exceeded, in the test's own unit (z, multiples of the mean, requests a second).
+    pub threshold: f64,
+    /// Were the thresholds tightened because of an error surge?
+    pub surge: bool,
+    /// Requests a second over the window.
+    pub rate: f64,
+    /// z of that rate.
+    pub score: f64,
+    /// The mean that it was held against, requests a second.
+    pub mean: f64,
+    /// The standard deviation that it was held against.
+    pub stddev: f64,
+    /// Where the baseline came from.
+    pub learnt: Learnt,
+    /// Length of the window in seconds.
+    pub window_secs: u32,
+    /// Requests in it.
+    pub requests: u64,
+    /// Those with a status of 400 or above.
+    pub errors: u64,
+    /// The newest request that was counted.
+    pub seen: Timestamp,
+}
+
+/// Words for the condition, as a person would say them.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.test {
+            Test::ZScore => write!(f, "z {:.2} > {}", self.score, self.threshold)?,
+            Test::TimesMean => write!(
+                f,
+                "{:.2} × mean > {}",
+                self.rate / self.mean,
+                self.threshold
+            )?,
+            Test::Ceiling => write!(
+                f,
+                "{:.2} req/s > {} during warm-up",
+                self.rate, self.threshold
+            )?,
+        }
+        if self.surge {
+            write!(
+                f,
+                ", tightened by an error surge ({} of {} failed)",
+                self.errors, self.requests
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Requests a second, averaged over a window.
+#[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a window never holds 2^53 requests"
+)]
+pub fn rate(window: &Window, window_secs: u32) -> f64 {
+    window.requests() as f64 / f64::from(window_secs)
+}
+
+/// Holds one client's window against what is normal. `None`: nothing unusual.
+#[must_use]
+pub fn client(
+    settings: &Settings,
+    normal: &Normal,
+    window: &Window,
+    seen: Timestamp,
+) -> Option<Finding> {
+    let surge = is_surge(settings, normal, window);
+    let thresholds = if surge {
+        settings.surge
+    } else {
+        settings.ordinary
+    };
+    let rate = rate(window, settings.window_secs);
+    let (test, threshold) = if normal.learnt == Learnt::WarmUp {
+        (rate > settings.warm_up_ceiling).then_some((Test::Ceiling, settings.warm_up_ceiling))
+    } else {
+        exceeded(thresholds, normal, rate)
+    }?;
+    Some(finding(
+        settings,
+        normal,
+        window,
+        seen,
+        test,
+        threshold,
+        surge && test != Test::Ceiling,
+    ))
+}
+
+/// Holds the window of the whole site against what is normal. Nothing is unusual during warm-up.
+#[must_use]
+pub fn site(
+    settings: &Settings,
+    normal: &Normal,
+    window: &Window,
+    seen: Timestamp,
+) -> Option<Finding> {
+    if normal.learnt == Learnt::WarmUp {
+        return None;
+    }
+    let (test, threshold) = exceeded(
+        settings.ordinary,
+        normal,
+        rate(window, settings.window_secs),
+    )?;
+    Some(finding(
+        settings, normal, window, seen, test, threshold, false,
+    ))
+}
+
+fn exceeded(thresholds: Thresholds, normal: &Normal, rate: f64) -> Option<(Test, f64)> {
+    if (rate - normal.mean) / normal.stddev > thresholds.z_score {
+        Some((Test::ZScore, thresholds.z_score))
+    } else if rate > thresholds.times_mean * normal.mean {
+        Some((Test::TimesMean, thresholds.times_mean))
+    } else {
+        None
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a window never holds 2^53 requests"
+)]
+fn is_surge(settings: &Settings, normal: &Normal, window: &Window) -> bool {
+    window.requests() >= u64::from(settings.surge_min_requests)
+        && window.errors() as f64
+            >= settings.surge_times_share * normal.error_share * window.requests() as f64
+}
+
+fn finding(
+    settings: &Settings,
+    normal: &Normal,
+    window: &Window,
+    seen: Timestamp,
+    test: Test,
+    threshold: f64,
+    surge: bool,
+) -> Finding {
+    let rate = rate(window, settings.window_secs);
+    Finding {
+        test,
+        threshold,
+        surge,
+        rate,
+        score: (rate - normal.mean) / normal.stddev,
+        mean: normal.mean,
+        stddev: normal.stddev,
+        learnt: normal.learnt,
+        window_secs: settings.window_secs,
+        requests: window.requests(),
+        errors: window.errors(),
+        seen,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_000_000);
+
+    fn settings() -> Settings {
+        Settings {
+            window_secs: 60,
+            ordinary: Thresholds {
+                z_score: 3.0,
+                times_mean: 5.0,
+            },
+            surge: Thresholds {
+                z_score: 2.0,
+                times_mean: 3.0,
+            },
+            surge_times_share: 3.0,
+            surge_min_requests: 20,
+            warm_up_ceiling: 10.0,
+        }
+    }
+
+    fn normal(mean: f64, stddev: f64) -> Normal {
+        Normal {
+            mean,
+            stddev,
+            error_share: 0.05,
+            learnt: Learnt::Recent,
+            seconds: 1800,
+        }
+    }
+
+    fn window(requests: u64, errors: u64) -> Window {
+        let mut window = Window::default();
+        (0..requests).for_each(|n| window.add(NOW.secs(), n < errors));
+        window
+    }
+
+    /// The least number of requests in the window, `failing` per cent of them errors, that flags; and by which test.
+    fn first_flagged(normal: &Normal, failing: u64) -> (u64, Test) {
+        (1..100_000)
+            .find_map(|n| {
+                client(&settings(), normal, &window(n, n * failing / 100), NOW)
+                    .map(|finding| (n, finding.test))
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn the_ordered_numbers_hold_to_the_request() {
+        // z > 3: 60 s × (10 + 3 × 2) req/s = 960 is not more than that, 961 is.
+        assert_eq!(first_flagged(&normal(10.0, 2.0), 0), (961, Test::ZScore));
+        // 5 × mean comes first where the traffic is noisy: 60 × 5 × 2 = 600.
+        assert_eq!(first_flagged(&normal(2.0, 50.0), 0), (601, Test::TimesMean));
+        // Tightened: z > 2, 3 × mean.
+        assert_eq!(first_flagged(&normal(10.0, 2.0), 50), (841, Test::ZScore));
+        assert_eq!(
+            first_flagged(&normal(2.0, 50.0), 50),
+            (361, Test::TimesMean)
+        );
+        // 3 × 5 % of failures are a surge, 14 % are not.
+        assert_eq!(first_flagged(&normal(10.0, 2.0), 14), (961, Test::ZScore));
+    }
+
+    #[test]
+    fn a_window_s_count_is_never_held_against_a_rate() {
+        // 50 requests in a minute are 0.83 a second: nothing on a site with one a second.
+        assert_eq!(
+            client(&settings(), &normal(1.0, 0.5), &window(50, 0), NOW),
+            None
+        );
+    }
+
+    #[test]
+    fn warm_up_has_a_ceiling_and_no_statistics() {
+        let normal = Normal {
+            learnt: Learnt::WarmUp,
+            ..normal(1.0, 0.5)
+        };
+        assert_eq!(client(&settings(), &normal, &window(600, 600), NOW), None);
+        let finding = client(&settings(), &normal, &window(601, 601), NOW).unwrap();
+        assert_eq!((finding.test, finding.surge), (Test::Ceiling, false));
+        assert_eq!(site(&settings(), &normal, &window(60_000, 0), NOW), None);
+    }
+
+    #[test]
+    fn the_evidence_says_what_was_seen() {
+        let finding = client(&settings(), &normal(10.0, 2.0), &window(1200, 600), NOW).unwrap();
+        assert_eq!(
+            finding.to_string(),
+            "z 5.00 > 2, tightened by an error surge (600 of 1200 failed)"
+        );
+        assert_eq!(
+            (
+                finding.rate,
+                finding.score,
+                finding.requests,
+                finding.errors
+            ),
+            (20.0, 5.0, 1200, 600)
+        );
+    }
+}

@@ -1,0 +1,441 @@
+//! The ledger: who is banned until when, and what everybody has on their account. It is the intent; the enforcers
+//! converge to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::{detect::Finding, subject::Subject, time::Timestamp};
+
+/// When a ban ends. "For ever" and "not at all" are different things, so neither is an absent time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Term {
+    /// Then.
+    Until(Timestamp),
+    /// Not by itself.
+    Permanent,
+}
+
+impl Term {
+    /// Has it ended?
+    #[must_use]
+    pub fn is_over(self, now: Timestamp) -> bool {
+        matches!(self, Self::Until(end) if end <= now)
+    }
+}
+
+/// How long a ban lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So long.
+    For(Duration),
+    /// Until somebody lifts it.
+    Permanent,
+}
+
+impl Length {
+    /// Longer ones are as long as this: a hundred years, which every clock that counts them can hold.
+    pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+    /// The term of a ban that starts now.
+    #[must_use]
+    pub fn from(self, now: Timestamp) -> Term {
+        match self {
+            Self::For(duration) => Term::Until(now + duration.min(Self::LONGEST)),
+            Self::Permanent => Term::Permanent,
+        }
+    }
+}
+
+/// Who decided on a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A detector.
+    Detector,
+    /// A person.
+    Operator,
+}
+
+/// One ban.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ban {
+    /// Whom it keeps out.
+    pub subject: Subject,
+    /// When it was decided.
+    pub since: Timestamp,
+    /// When it ends.
+    pub term: Term,
+    /// Step of the schedule, from 1; none for an operator's ban.
+    pub tier: Option<u32>,
+    /// Who decided.
+    pub origin: Origin,
+    /// Why, in words.
+    pub reason: String,
+    /// The evidence, for a detector's ban.
+    pub finding: Option<Finding>,
+}
+
+/// What a subject has on its account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offences {
+    /// How often it was flagged.
+    pub count: u32,
+    /// The newest time.
+    pub last: Timestamp,
+}
+
+/// The bound that stopped a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the ban table is full ({0} bans; key bans.max_bans)")]
+pub struct Full(pub usize);
+
+/// Bans and offences, both bounded: in a full ban table the detector's ban that ends soonest gives way to a longer one or
+/// an operator's ([`Ledger::gives_way`]), else the new one is refused; a full offence table forgets the offender that has
+/// kept still the longest.
+#[derive(Debug)]
+pub struct Ledger {
+    schedule: Vec<Length>,
+    max_bans: usize,
+    max_offenders: usize,
+    bans: IndexMap<Subject, Ban>,
+    ends: BTreeSet<(Timestamp, Subject)>,
+    /// How many bans there are of each prefix length that is not a client's own: a client is looked up once for each.
+    wide: BTreeMap<(bool, u8), usize>,
+    offences: HashMap<Subject, Offences>,
+    stillest: BTreeSet<(Timestamp, Subject)>,
+}
+
+impl Ledger {
+    /// An empty ledger. `schedule` holds the ban lengths of the first, second … offence; the last one repeats. An
+    /// empty schedule means every ban is permanent.
+    #[must_use]
+    pub fn new(schedule: Vec<Length>, max_bans: usize, max_offenders: usize) -> Self {
+        Self {
+            schedule,
+            max_bans,
+            max_offenders,
+            bans: IndexMap::new(),
+            ends: BTreeSet::new(),
+            wide: BTreeMap::new(),
+            offences: HashMap::new(),
+            stillest: BTreeSet::new(),
+        }
+    }
+
+    /// Counts an offence; returns the step of the schedule that it has earned (from 1), that step's length, the new
+    /// account, and whose account had to be forgotten to make room.
+    pub fn offend(
+        &mut self,
+        subject: Subject,
+        now: Timestamp,
+    ) -> (u32, Length, Offences, Option<Subject>) {
+        let count = self
+            .offences
+            .get(&subject)
+            .map_or(0, |offences| offences.count)
+            .saturating_add(1);
+        let offences = Offences { count, last: now };
+        let forgotten = self.set_offences(subject, offences);
+        let (step, length) = self.step(count);
+        (step, length, offences, forgotten)
+    }
+
+    /// The length of the ban that the next offence earns.
+    #[must_use]
+    pub fn next_length(&self, subject: Subject) -> Length {
+        let count = self.offences(subject).map_or(0, |offences| offences.count);
+        self.step(count.saturating_add(1)).1
+    }
+
+    fn step(&self, count: u32) -> (u32, Length) {
+        let step = (count as usize).min(self.schedule.len().max(1));
+        let length = self.schedule.get(step - 1).copied();
+        (
+            u32::try_from(step).unwrap_or(u32::MAX),
+            length.unwrap_or(Length::Permanent),
+        )
+    }
+
+    /// Puts an account into the table; returns whose had to be forgotten.
+    pub fn set_offences(&mut self, subject: Subject, offences: Offences) -> Option<Subject> {
+        if let Some(old) = self.offences.insert(subject, offences) {
+            self.stillest.remove(&(old.last, subject));
+        }
+        self.stillest.insert((offences.last, subject));
+        if self.offences.len() <= self.max_offenders {
+            return None;
+        }
+        let (_, forgotten) = self.stillest.pop_first()?;
+        self.offences.remove(&forgotten);
+        Some(forgotten)
+    }
+
+    /// Forgets what a subject has on its account; says whether there was anything.
+    pub fn forgive(&mut self, subject: Subject) -> bool {
+        let Some(old) = self.offences.remove(&subject) else {
+            return false;
+        };
+        self.stillest.remove(&(old.last, subject))
+    }
+
+    /// What a subject has on its account.
+    #[must_use]
+    pub fn offences(&self, subject: Subject) -> Option<Offences> {
+        self.offences.get(&subject).copied()
+    }
+
+    /// Enters a ban; one of the same subject is replaced.
+    ///
+    /// # Errors
+    /// [`Full`] when the table has no room for another subject.
+    pub fn insert(&mut self, ban: Ban) -> Result<(), Full> {
+        if self.bans.len() >= self.max_bans && !self.bans.contains_key(&ban.subject) {
+            return Err(Full(self.max_bans));
+        }
+        self.remove(ban.subject);
+        if let Term::Until(end) = ban.term {
+            self.ends.insert((end, ban.subject));
+        }
+        if !is_client(ban.subject) {
+            *self.wide.entry(kind(ban.subject)).or_insert(0) += 1;
+        }
+        self.bans.insert(ban.subject, ban);
+        Ok(())
+    }
+
+    /// Takes a ban out.
+    pub fn remove(&mut self, subject: Subject) -> Option<Ban> {
+        let ban = self.bans.swap_remove(&subject)?;
+        if let Term::Until(end) = ban.term {
+            self.ends.remove(&(end, subject));
+        }
+        if !is_client(subject)
+            && let Some(count) = self.wide.get_mut(&kind(subject))
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.wide.remove(&kind(subject));
+            }
+        }
+        Some(ban)
+    }
+
+    /// The next ban whose time is over.
+    #[must_use]
+    pub fn next_over(&self, now: Timestamp) -> Option<Subject> {
+        self.ends
+            .first()
+            .filter(|(end, _)| *end <= now)
+            .map(|(_, subject)| *subject)
+    }
+
+    /// Whose ban gives way to a new one in a full table: the detector's ban that ends soonest, if it ends before the new
+    /// one or the new one is an operator's. Operators' bans and permanent ones never give way.
+    #[must_use]
+    pub fn gives_way(&self, term: Term, origin: Origin) -> Option<Subject> {
+        let by_detector = |subject: &Subject| {
+            self.bans
+                .get(subject)
+                .is_some_and(|ban| ban.origin == Origin::Detector)
+        };
+        let (end, subject) = self.ends.iter().find(|(_, subject)| by_detector(subject))?;
+        let outlasted = match term {
+            Term::Until(new_end) => *end < new_end,
+            Term::Permanent => true,
+        };
+        (outlasted || origin == Origin::Operator).then_some(*subject)
+    }
+
+    /// The ban of exactly this subject.
+    #[must_use]
+    pub fn get(&self, subject: Subject) -> Option<&Ban> {
+        self.bans.get(&subject)
+    }
+
+    /// Is a client banned, by a ban of its own or by that of a prefix around it?
+    #[must_use]
+    pub fn is_banned(&self, client: Subject) -> bool {
+        self.bans.contains_key(&client)
+            || self.wide.keys().any(|(is_v6, length)| {
+                client.is_v6() == *is_v6
+                    && client
+                        .widened(*length)
+                        .is_some_and(|prefix| self.bans.contains_key(&prefix))
+            })
+    }
+
+    /// All bans, in no particular but a reproducible order.
+    pub fn bans(&self) -> impl ExactSizeIterator<Item = &Ban> {
+        self.bans.values()
+    }
+}
+
+/// Family and prefix length.
+fn kind(subject: Subject) -> (bool, u8) {
+    (subject.is_v6(), subject.net().prefix_len())
+}
+
+fn is_client(subject: Subject) -> bool {
+    Subject::of_client(subject.net().addr()) == subject
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T0: Timestamp = Timestamp::from_secs(1_000);
+
+    fn subject(text: &str) -> Subject {
+        text.parse().unwrap()
+    }
+
+    fn ban(text: &str, term: Term) -> Ban {
+        Ban {
+            subject: subject(text),
+            since: T0,
+            term,
+            tier: None,
+            origin: Origin::Operator,
+            reason: String::new(),
+            finding: None,
+        }
+    }
+
+    fn ledger() -> Ledger {
+        let minutes = |n: u64| Length::For(Duration::from_secs(n * 60));
+        Ledger::new(
+            vec![minutes(10), minutes(30), minutes(120), Length::Permanent],
+            3,
+            2,
+        )
+    }
+
+    #[test]
+    fn each_offence_earns_the_next_step_and_the_last_one_repeats() {
+        let mut ledger = ledger();
+        let steps: Vec<_> = (0..5)
+            .map(|_| ledger.offend(subject("192.0.2.1"), T0))
+            .map(|(step, length, ..)| (step, length))
+            .collect();
+        let minutes = |n: u64| Length::For(Duration::from_secs(n * 60));
+        let expected = [
+            (1, minutes(10)),
+            (2, minutes(30)),
+            (3, minutes(120)),
+            (4, Length::Permanent),
+            (4, Length::Permanent),
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn permanent_is_neither_over_nor_absent() {
+        let mut ledger = ledger();
+        ledger.insert(ban("192.0.2.1", Term::Permanent)).unwrap();
+        assert!(ledger.is_banned(subject("192.0.2.1")));
+        assert_eq!(ledger.next_over(Timestamp::MAX), None);
+        assert!(!Term::Permanent.is_over(Timestamp::MAX));
+    }
+
+    #[test]
+    fn bans_end_in_order_and_a_replaced_one_ends_at_its_new_time() {
+        let mut ledger = ledger();
+        let at = Timestamp::from_secs;
+        ledger
+            .insert(ban("192.0.2.1", Term::Until(at(1_100))))
+            .unwrap();
+        ledger
+            .insert(ban("192.0.2.2", Term::Until(at(1_050))))
+            .unwrap();
+        ledger
+            .insert(ban("192.0.2.1", Term::Until(at(1_200))))
+            .unwrap();
+        assert_eq!(ledger.next_over(at(1_049)), None);
+        assert_eq!(ledger.next_over(at(1_150)), Some(subject("192.0.2.2")));
+        ledger.remove(subject("192.0.2.2"));
+        assert_eq!(ledger.next_over(at(1_199)), None);
+        assert_eq!(ledger.next_over(at(1_200)), Some(subject("192.0.2.1")));
+    }
+
+    #[test]
+    fn a_prefix_ban_covers_its_clients_until_it_is_lifted() {
+        let mut ledger = ledger();
+        ledger.insert(ban("192.0.2.0/24", Term::Permanent)).unwrap();
+        assert!(ledger.is_banned(subject("192.0.2.9")));
+        ledger.remove(subject("192.0.2.0/24"));
+        assert!(!ledger.is_banned(subject("192.0.2.9")));
+    }
+
+    #[test]
+    fn a_full_ban_table_refuses_and_still_renews() {
+        let mut ledger = ledger();
+        for n in 1..=3 {
+            ledger
+                .insert(ban(&format!("192.0.2.{n}"), Term::Permanent))
+                .unwrap();
+        }
+        assert_eq!(
+            ledger.insert(ban("192.0.2.4", Term::Permanent)),
+            Err(Full(3))
+        );
+        assert_eq!(ledger.insert(ban("192.0.2.3", Term::Until(T0))), Ok(()));
+        assert_eq!(ledger.bans().len(), 3);
+    }
+
+    #[test]
+    fn in_a_full_table_the_detector_s_ban_that_ends_soonest_gives_way() {
+        let mut ledger = ledger();
+        let at = Timestamp::from_secs;
+        let by = |text, term, origin| Ban {
+            origin,
+            ..ban(text, term)
+        };
+        ledger
+            .insert(by("192.0.2.1", Term::Until(at(1_100)), Origin::Operator))
+            .unwrap();
+        ledger
+            .insert(by("192.0.2.2", Term::Until(at(1_200)), Origin::Detector))
+            .unwrap();
+        ledger
+            .insert(by("192.0.2.3", Term::Permanent, Origin::Detector))
+            .unwrap();
+        let gives_way = |term, origin| ledger.gives_way(term, origin);
+        let second = Some(subject("192.0.2.2"));
+        assert_eq!(gives_way(Term::Until(at(1_300)), Origin::Detector), second);
+        assert_eq!(gives_way(Term::Permanent, Origin::Detector), second);
+        assert_eq!(
+            gives_way(Term::Until(at(1_150)), Origin::Detector),
+            None,
+            "a shorter one is not worth it"
+        );
+        assert_eq!(gives_way(Term::Until(at(1_150)), Origin::Operator), second);
+        ledger.remove(subject("192.0.2.2"));
+        assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), None);
+    }
+
+    #[test]
+    fn a_full_offence_table_forgets_the_stillest() {
+        let mut ledger = ledger();
+        for (n, second) in [(1, 10), (2, 20), (1, 30)] {
+            ledger.offend(
+                subject(&format!("192.0.2.{n}")),
+                Timestamp::from_secs(second),
+            );
+        }
+        let (.., forgotten) = ledger.offend(subject("192.0.2.3"), Timestamp::from_secs(40));
+        assert_eq!(forgotten, Some(subject("192.0.2.2")));
+        assert_eq!(
+            ledger
+                .offences(subject("192.0.2.1"))
+                .map(|offences| offences.count),
+            Some(2)
+        );
+        assert_eq!(ledger.offences(subject("192.0.2.2")), None);
+    }
+}

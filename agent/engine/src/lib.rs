@@ -1,0 +1,24 @@
+//! The pure core of Portcullis: log lines and time in, commands and evidence out.
+//!
+//! No clock, no files, no sockets, no randomness: `Cargo.toml` proves the first three, `.clippy.toml` bans the rest.
+//! Inputs enter through [`Engine`]'s methods, each with the time at which it happens; what is to be done comes out of
+//! [`Engine::next_command`]. The only way back from the world is [`Engine::outcome`], an ordinary input, so a
+//! recorded run replays to the same commands.
+#![forbid(unsafe_code)]
+
+pub mod baseline;
+pub mod clients;
+pub mod command;
+pub mod detect;
+mod engine;
+pub mod ledger;
+pub mod parse;
+pub mod subject;
+pub mod time;
+pub mod window;
+
+pub use command::{Command, Event, Outcome};
+pub use engine::{Engine, Refusal, Saved, Settings, Snapshot};
+pub use ledger::{Ban, Origin, Term};
+pub use subject::Subject;
+pub use time::Timestamp;

@@ -1,0 +1,762 @@
+//! The traps that other implementations fell into, each by name, and the engine's promises as properties.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test panics with its evidence"
+)]
+
+use std::{net::IpAddr, time::Duration};
+
+use portcullis_engine::{
+    Ban, Command, Engine, Event, Origin, Outcome, Refusal, Saved, Settings, Subject, Term,
+    Timestamp,
+    baseline::{self, Learnt},
+    command::{Action, Change},
+    detect::{self, Thresholds},
+    ledger::{Length, Offences},
+    parse::Record,
+};
+use proptest::prelude::*;
+
+/// The ordered numbers.
+fn settings() -> Settings {
+    let minutes = |n: u64| Length::For(Duration::from_secs(60 * n));
+    Settings {
+        baseline: baseline::Settings {
+            span_secs: 1800,
+            recompute_secs: 60,
+            hour_min_secs: 900,
+            warm_up_secs: 300,
+            floor_mean: 1.0,
+            floor_stddev: 0.5,
+            floor_error_share: 0.05,
+        },
+        detect: detect::Settings {
+            window_secs: 60,
+            ordinary: Thresholds {
+                z_score: 3.0,
+                times_mean: 5.0,
+            },
+            surge: Thresholds {
+                z_score: 2.0,
+                times_mean: 3.0,
+            },
+            surge_times_share: 3.0,
+            surge_min_requests: 20,
+            warm_up_ceiling: 10.0,
+        },
+        schedule: vec![minutes(10), minutes(30), minutes(120), Length::Permanent],
+        allow: vec!["203.0.113.0/24".parse().unwrap()],
+        max_clients: 1000,
+        max_bans: 100,
+        max_offenders: 100,
+    }
+}
+
+/// An engine with a hand on its clock. Time passes a second at a time, as it does for the agent.
+struct Bench {
+    engine: Engine,
+    now: Timestamp,
+    commands: Vec<Command>,
+}
+
+const START: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+impl Bench {
+    fn new(settings: Settings) -> Self {
+        Self::resume(settings, Saved::default(), START)
+    }
+
+    fn resume(settings: Settings, saved: Saved, now: Timestamp) -> Self {
+        let engine = Engine::new(settings, saved, now);
+        let mut bench = Self {
+            engine,
+            now,
+            commands: Vec::new(),
+        };
+        bench.collect();
+        bench
+    }
+
+    /// Commands are carried out at once and in full.
+    fn collect(&mut self) {
+        while let Some(command) = self.engine.next_command() {
+            match &command {
+                Command::Ban(ban) => self
+                    .engine
+                    .outcome(Outcome::Banned(ban.clone(), Ok(())), self.now),
+                Command::Unban(ban, cause) => self.engine.outcome(
+                    Outcome::Unbanned(ban.clone(), cause.clone(), Ok(())),
+                    self.now,
+                ),
+                Command::Save(_) | Command::Record(_) => {}
+            }
+            self.commands.push(command);
+        }
+    }
+
+    fn request(&mut self, client: &str, status: u16) {
+        let record = Record {
+            at: self.now,
+            client: client.parse::<IpAddr>().unwrap().to_canonical(),
+            status,
+        };
+        self.engine.record(&record, self.now);
+        self.collect();
+    }
+
+    fn pass(&mut self, secs: u64) {
+        for _ in 0..secs {
+            self.now = self.now + Duration::from_secs(1);
+            self.engine.tick(self.now);
+            self.collect();
+        }
+    }
+
+    /// So many seconds of everyday traffic: each second, `rate` requests of as many clients, one in fifty failing.
+    fn everyday(&mut self, secs: u64, rate: u64) {
+        for _ in 0..secs {
+            for n in 0..rate {
+                let number = self.now.secs() * rate + n;
+                let status = if number.is_multiple_of(50) { 404 } else { 200 };
+                self.request(
+                    &format!("10.1.{}.{}", number / 200 % 5, number % 200),
+                    status,
+                );
+            }
+            self.pass(1);
+        }
+    }
+
+    /// Requests of one client until it is banned, at so many a second; how many there were.
+    fn until_banned(&mut self, client: &str, rate: u64, status: u16) -> u64 {
+        let subject = Subject::of_client(client.parse().unwrap());
+        for requests in 1..100_000 {
+            self.request(client, status);
+            if self.engine.ban_of(subject).is_some() {
+                return requests;
+            }
+            if requests % rate == 0 {
+                self.everyday(1, 2);
+            }
+        }
+        panic!("{client} is never banned: {:?}", self.engine.snapshot());
+    }
+
+    fn events(&self, action: Action) -> Vec<&Event> {
+        let commands = self.commands.iter();
+        let events = commands.filter_map(|command| match command {
+            Command::Record(event) if event.action == action => Some(event),
+            _ => None,
+        });
+        events.collect()
+    }
+
+    fn bans(&self) -> Vec<String> {
+        self.engine
+            .bans()
+            .map(|ban| ban.subject.to_string())
+            .collect()
+    }
+}
+
+#[test]
+fn a_count_of_a_minute_is_not_held_against_statistics_of_seconds() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    let normal = bench.engine.snapshot().normal;
+    assert_eq!((normal.learnt, normal.mean), (Learnt::Recent, 2.0));
+    // 120 requests in a minute are two a second: normal, though far above 2 + 3 × 0.5 or 5 × 2.
+    for _ in 0..120 {
+        bench.request("198.51.100.1", 200);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    // z > 3 begins at 2 + 3 × 0.5 = 3.5 a second: the 211th in the window.
+    assert_eq!(bench.until_banned("198.51.100.1", 1000, 200), 211 - 120);
+}
+
+#[test]
+fn a_silent_client_is_not_banned_again_on_release() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    bench.until_banned("198.51.100.1", 50, 200);
+    // What was under way when the ban came.
+    for _ in 0..500 {
+        bench.request("198.51.100.1", 499);
+    }
+    bench.everyday(601, 2);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    bench.request("198.51.100.1", 200);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert_eq!(
+        (
+            bench.events(Action::Ban).len(),
+            bench.events(Action::Unban).len()
+        ),
+        (1, 1)
+    );
+}
+
+#[test]
+fn an_attack_never_enters_the_baseline() {
+    let (mut quiet, mut attacked) = (Bench::new(settings()), Bench::new(settings()));
+    quiet.everyday(1000, 2);
+    attacked.everyday(700, 2);
+    for second in 0..300 {
+        for _ in 0..40 {
+            attacked.request("198.51.100.1", 200);
+        }
+        // As in observe mode: the banned source's requests go on arriving.
+        attacked.everyday(1, 2);
+        assert_eq!(
+            attacked.engine.bans().len(),
+            usize::from(second >= 5),
+            "second {second}"
+        );
+    }
+    assert_eq!(
+        attacked.engine.saved_baseline(),
+        quiet.engine.saved_baseline()
+    );
+    assert_eq!(
+        attacked.engine.snapshot().normal,
+        quiet.engine.snapshot().normal
+    );
+}
+
+#[test]
+fn a_permanent_ban_is_neither_released_nor_forgotten() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for (tier, minutes) in [(1, Some(10)), (2, Some(30)), (3, Some(120)), (4, None)] {
+        bench.until_banned("198.51.100.1", 50, 200);
+        let ban = bench.engine.bans().next().unwrap();
+        assert_eq!(ban.tier, Some(tier));
+        match (minutes, ban.term) {
+            (Some(minutes), Term::Until(end)) => {
+                assert_eq!(end.since(ban.since), Duration::from_secs(60 * minutes));
+                bench.pass(60 * minutes);
+                assert_eq!(bench.bans(), Vec::<String>::new());
+                bench.everyday(700, 2);
+            }
+            (None, Term::Permanent) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    bench.now = bench.now + Duration::from_secs(86_400 * 365 * 10);
+    bench.pass(5);
+    assert_eq!(bench.bans(), ["198.51.100.1"]);
+}
+
+#[test]
+fn bans_and_offences_outlive_a_restart() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    bench.until_banned("198.51.100.1", 50, 200);
+    bench.until_banned("198.51.100.2", 50, 200);
+    let mut saved = Saved {
+        baseline: Some(bench.engine.saved_baseline()),
+        ..Saved::default()
+    };
+    for command in &bench.commands {
+        match command {
+            Command::Save(Change::Ban(ban)) => saved.bans.push(ban.clone()),
+            Command::Save(Change::Offences(subject, offences)) => {
+                saved.offences.push((*subject, *offences));
+            }
+            _ => {}
+        }
+    }
+    // Down for five minutes: both still banned. The tier is remembered too.
+    let mut bench = Bench::resume(
+        settings(),
+        saved.clone(),
+        bench.now + Duration::from_secs(300),
+    );
+    let mut bans = bench.bans();
+    bans.sort();
+    assert_eq!(bans, ["198.51.100.1", "198.51.100.2"]);
+    assert_eq!(bench.engine.snapshot().normal.mean, 2.0);
+    bench.everyday(400, 2);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    bench.until_banned("198.51.100.1", 50, 200);
+    assert_eq!(bench.engine.bans().next().unwrap().tier, Some(2));
+    // Down for an hour: both have run out meanwhile, and the world is told so.
+    let bench = Bench::resume(settings(), saved, bench.now + Duration::from_secs(3600));
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert_eq!(bench.events(Action::Unban).len(), 2);
+}
+
+#[test]
+fn an_allowlisted_address_is_in_no_command_and_no_record_says_it_was_banned() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for _ in 0..2000 {
+        bench.request("203.0.113.9", 200);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert!(bench.events(Action::Ban).is_empty());
+    let refused = bench.events(Action::Refuse);
+    assert_eq!(refused.len(), 1, "told once, not with every request");
+    assert!(
+        refused[0]
+            .condition
+            .contains("on the allowlist (203.0.113.0/24)"),
+        "{}",
+        refused[0]
+    );
+    let subject = "203.0.113.9".parse().unwrap();
+    let refusal = bench
+        .engine
+        .ban(subject, Length::Permanent, String::new(), bench.now);
+    assert!(
+        matches!(refusal, Err(Refusal::Allowed { .. })),
+        "{refusal:?}"
+    );
+    assert!(
+        bench
+            .engine
+            .ban(
+                "127.0.0.1".parse().unwrap(),
+                Length::Permanent,
+                String::new(),
+                bench.now
+            )
+            .is_err()
+    );
+}
+
+#[test]
+fn a_64_with_an_allowlisted_address_in_it_is_not_banned() {
+    let mut settings = settings();
+    settings.allow.push("2001:db8:0:7::53/128".parse().unwrap());
+    let mut bench = Bench::new(settings);
+    bench.everyday(700, 2);
+    for _ in 0..2000 {
+        bench.request("2001:db8:0:7::bad", 200);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+}
+
+#[test]
+fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
+    let ban = Ban {
+        subject: "203.0.113.9".parse().unwrap(),
+        since: START,
+        term: Term::Permanent,
+        tier: None,
+        origin: Origin::Operator,
+        reason: String::new(),
+        finding: None,
+    };
+    let saved = Saved {
+        bans: vec![ban],
+        ..Saved::default()
+    };
+    let bench = Bench::resume(settings(), saved, START);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert!(
+        matches!(&bench.commands[1], Command::Unban(ban, _) if ban.subject.to_string() == "203.0.113.9")
+    );
+}
+
+#[test]
+fn a_night_without_traffic_makes_nobody_an_anomaly() {
+    let mut bench = Bench::new(settings());
+    bench.pass(2000);
+    // A visitor in the morning: 100 requests in a minute, as a page with its assets makes them.
+    for _ in 0..100 {
+        bench.request("198.51.100.1", 200);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+}
+
+#[test]
+fn a_log_that_breaks_does_not_teach_that_nobody_comes() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(900, 100);
+    let normal = bench.engine.snapshot().normal;
+    // Nothing comes out of the log for an hour; then it does again, as before.
+    bench.pass(3600);
+    bench.everyday(120, 100);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    let after = bench.engine.snapshot().normal;
+    assert!(
+        (after.mean - normal.mean).abs() < 1.0,
+        "{normal:?} {after:?}"
+    );
+}
+
+#[test]
+fn visitors_who_come_in_bursts_are_learnt_with_the_pauses_between() {
+    let mut bench = Bench::new(settings());
+    for _ in 0..30 {
+        for n in 0..30 {
+            bench.request(&format!("10.1.1.{n}"), 200);
+        }
+        bench.pass(90);
+    }
+    let normal = bench.engine.snapshot().normal;
+    assert!(normal.mean < 1.5, "{normal:?}");
+    bench.until_banned("198.51.100.1", 20, 200);
+}
+
+#[test]
+fn a_flagged_client_that_is_not_banned_teaches_nothing_either() {
+    let (mut quiet, mut attacked) = (Bench::new(settings()), Bench::new(settings()));
+    quiet.everyday(1700, 2);
+    attacked.everyday(700, 2);
+    for _ in 0..1000 {
+        for _ in 0..50 {
+            attacked.request("203.0.113.9", 200);
+        }
+        attacked.everyday(1, 2);
+    }
+    let (quiet, attacked) = (
+        quiet.engine.snapshot().normal,
+        attacked.engine.snapshot().normal,
+    );
+    assert!(
+        (quiet.mean - attacked.mean).abs() < 0.2,
+        "{quiet:?} {attacked:?}"
+    );
+}
+
+#[test]
+fn with_less_room_than_before_it_is_the_short_bans_that_go() {
+    let ban = |n: u8, secs: Option<u64>, origin| Ban {
+        subject: Subject::of_client([198, 51, 100, n].into()),
+        since: START,
+        term: secs.map_or(Term::Permanent, |secs| {
+            Term::Until(START + Duration::from_secs(secs))
+        }),
+        tier: None,
+        origin,
+        reason: String::new(),
+        finding: None,
+    };
+    let saved = Saved {
+        bans: vec![
+            ban(1, Some(600), Origin::Detector),
+            ban(2, None, Origin::Detector),
+            ban(3, Some(60), Origin::Operator),
+            ban(4, Some(7200), Origin::Detector),
+        ],
+        ..Saved::default()
+    };
+    let bench = Bench::resume(
+        Settings {
+            max_bans: 3,
+            ..settings()
+        },
+        saved,
+        START,
+    );
+    let mut left = bench.bans();
+    left.sort();
+    assert_eq!(left, ["198.51.100.2", "198.51.100.3", "198.51.100.4"]);
+}
+
+#[test]
+fn a_clock_that_went_ahead_and_came_back_does_not_stop_the_learning() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(400, 2);
+    let before = bench.now;
+    bench.now = before + Duration::from_secs(86_400 * 365);
+    bench.pass(3);
+    bench.now = before;
+    bench.everyday(2000, 8);
+    let normal = bench.engine.snapshot().normal;
+    assert!(normal.mean > 5.0, "{normal:?}");
+}
+
+#[test]
+fn in_the_first_minute_the_ceiling_holds() {
+    let mut bench = Bench::new(settings());
+    bench.pass(5);
+    assert_eq!(bench.until_banned("198.51.100.1", 1000, 200), 601);
+    assert_eq!(
+        bench.events(Action::Ban)[0].condition,
+        "10.02 req/s > 10 during warm-up"
+    );
+    assert!(bench.events(Action::Alarm).is_empty());
+}
+
+#[test]
+fn a_mapped_address_and_its_ipv4_self_are_one_client() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for n in 0..211 {
+        bench.request(
+            if n % 2 == 0 {
+                "198.51.100.1"
+            } else {
+                "::ffff:198.51.100.1"
+            },
+            200,
+        );
+    }
+    assert_eq!(bench.bans(), ["198.51.100.1"]);
+}
+
+#[test]
+fn a_fresh_ipv6_address_for_each_request_does_not_help() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for n in 0..211 {
+        bench.request(&format!("2001:db8:0:7::{n:x}"), 200);
+    }
+    assert_eq!(bench.bans(), ["2001:db8:0:7::/64"]);
+}
+
+#[test]
+fn failing_answers_tighten_the_thresholds() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    // z > 2 begins at 2 + 2 × 0.5 = 3 a second: the 181st in the window.
+    assert_eq!(bench.until_banned("198.51.100.1", 1000, 404), 181);
+    let finding = bench.events(Action::Ban)[0].finding.clone().unwrap();
+    assert!(finding.surge && finding.threshold == 2.0, "{finding:?}");
+}
+
+#[test]
+fn all_traffic_together_is_an_alarm_once_and_never_a_ban() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for second in 0..120 {
+        for n in 0..20 {
+            bench.request(&format!("192.0.2.{}", (second * 20 + n) % 250), 200);
+        }
+        bench.pass(1);
+    }
+    assert_eq!(bench.events(Action::Alarm).len(), 1);
+    bench.everyday(200, 2);
+    assert_eq!(bench.events(Action::AllClear).len(), 1);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+}
+
+#[test]
+fn requests_from_before_the_window_ban_nobody() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for age in 60..2060 {
+        let at = Timestamp::from_secs(bench.now.secs() - age);
+        let record = Record {
+            at,
+            client: "198.51.100.1".parse().unwrap(),
+            status: 200,
+        };
+        bench.engine.record(&record, bench.now);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert_eq!(bench.engine.snapshot().totals.late, 2000);
+}
+
+#[test]
+fn a_log_clock_ahead_of_ours_does_not_hide_a_client_or_keep_it_for_ever() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    for _ in 0..210 {
+        let record = Record {
+            at: Timestamp::MAX,
+            client: "198.51.100.1".parse().unwrap(),
+            status: 200,
+        };
+        bench.engine.record(&record, bench.now);
+    }
+    bench.pass(60);
+    bench.request("198.51.100.1", 200);
+    assert_eq!(bench.bans(), Vec::<String>::new(), "the window has passed");
+    assert_eq!(bench.engine.snapshot().clients, 1);
+}
+
+#[test]
+fn an_operator_s_pardon_starts_the_schedule_anew() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    bench.until_banned("198.51.100.1", 50, 200);
+    let subject = "198.51.100.1".parse().unwrap();
+    bench.engine.unban(subject, "a mistake".to_owned()).unwrap();
+    bench.collect();
+    assert_eq!(
+        bench.engine.unban(subject, String::new()),
+        Err(Refusal::NotBanned(subject))
+    );
+    assert!(
+        bench
+            .commands
+            .contains(&Command::Save(Change::Forget(subject)))
+    );
+    bench.until_banned("198.51.100.1", 50, 200);
+    assert_eq!(bench.engine.bans().next().unwrap().tier, Some(1));
+}
+
+#[test]
+fn a_failed_ban_is_on_record_as_failed() {
+    let mut engine = Engine::new(settings(), Saved::default(), START);
+    let subject: Subject = "198.51.100.1".parse().unwrap();
+    engine
+        .ban(subject, Length::Permanent, "why".to_owned(), START)
+        .unwrap();
+    while let Some(command) = engine.next_command() {
+        if let Command::Ban(ban) = command {
+            engine.outcome(
+                Outcome::Banned(ban, Err("the map is full".to_owned())),
+                START,
+            );
+            break;
+        }
+    }
+    let rest: Vec<_> = std::iter::from_fn(|| engine.next_command()).collect();
+    let said = |command: &Command| matches!(command, Command::Record(event) if event.action == Action::Fail);
+    assert!(rest.iter().any(said), "{rest:?}");
+    assert!(
+        !rest.iter().any(
+            |command| matches!(command, Command::Record(event) if event.action == Action::Ban)
+        )
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Input {
+    Request { client: u8, status: u16, skew: i64 },
+    Pass(u64),
+    Jump(i64),
+    Ban(u8),
+    Unban(u8),
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let skew = prop_oneof![8 => Just(0i64), 1 => -100i64..100];
+    prop_oneof![
+        30 => (0u8..12, prop_oneof![Just(200u16), Just(404)], skew)
+            .prop_map(|(client, status, skew)| Input::Request { client, status, skew }),
+        6 => (0u64..20).prop_map(Input::Pass),
+        1 => prop_oneof![-4000i64..4000, Just(-10_000_000), Just(10_000_000)].prop_map(Input::Jump),
+        1 => (0u8..12).prop_map(Input::Ban),
+        1 => (0u8..12).prop_map(Input::Unban),
+    ]
+}
+
+/// Clients 10 and 11 are on the allowlist.
+fn client(n: u8) -> IpAddr {
+    if n < 10 {
+        [198, 51, 100, n].into()
+    } else {
+        [203, 0, 113, n].into()
+    }
+}
+
+/// A small site, so that a few hundred inputs reach every path and bound.
+fn small() -> Settings {
+    let mut settings = settings();
+    settings.detect.window_secs = 5;
+    settings.detect.warm_up_ceiling = 3.0;
+    settings.baseline.span_secs = 30;
+    settings.baseline.warm_up_secs = 10;
+    settings.baseline.recompute_secs = 3;
+    settings.schedule = vec![
+        Length::For(Duration::from_secs(5)),
+        Length::For(Duration::from_secs(20)),
+        Length::Permanent,
+    ];
+    settings.max_clients = 6;
+    settings.max_bans = 4;
+    settings.max_offenders = 3;
+    settings
+}
+
+fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
+    let mut now = START;
+    let mut engine = Engine::new(small(), Saved::default(), now);
+    let mut commands = Vec::new();
+    for input in inputs {
+        match *input {
+            Input::Request {
+                client: n,
+                status,
+                skew,
+            } => {
+                let at = Timestamp::from_millis(now.millis().saturating_add_signed(skew * 1000));
+                let record = Record {
+                    at,
+                    client: client(n),
+                    status,
+                };
+                for _ in 0..5 {
+                    engine.record(&record, now);
+                }
+            }
+            Input::Pass(secs) => {
+                now = now + Duration::from_secs(secs);
+                engine.tick(now);
+            }
+            Input::Jump(secs) => {
+                now = Timestamp::from_millis(now.millis().saturating_add_signed(secs * 1000));
+                engine.tick(now);
+            }
+            Input::Ban(n) => {
+                let length = Length::For(Duration::from_secs(10));
+                let _ = engine.ban(
+                    Subject::of_client(client(n)),
+                    length,
+                    "by hand".to_owned(),
+                    now,
+                );
+            }
+            Input::Unban(n) => {
+                drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned()));
+            }
+        }
+        commands.extend(std::iter::from_fn(|| engine.next_command()));
+        // Bounds hold, and every ban that stands has an end ahead or none by its tier.
+        assert!(engine.bans().len() <= 4);
+        assert!(engine.snapshot().clients <= 6);
+        for ban in engine.bans() {
+            match ban.term {
+                Term::Until(end) => assert!(
+                    end > now || !matches!(input, Input::Pass(_) | Input::Jump(_)),
+                    "{ban:?} at {now}"
+                ),
+                Term::Permanent => assert_eq!((ban.tier, ban.origin), (Some(3), Origin::Detector)),
+            }
+        }
+    }
+    (engine, commands)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_input_gives_the_same_commands(inputs in prop::collection::vec(input(), 0..200)) {
+        prop_assert_eq!(play(&inputs).1, play(&inputs).1);
+    }
+
+    /// Whatever happens, and however the clock jumps: an allowlisted address is in no command, bans and their ends
+    /// alternate, and what is saved is what stands.
+    #[test]
+    fn the_world_is_told_a_consistent_story(inputs in prop::collection::vec(input(), 0..300)) {
+        let (engine, commands) = play(&inputs);
+        let (mut in_force, mut saved, mut accounts) =
+            (std::collections::BTreeSet::new(), std::collections::BTreeMap::new(), std::collections::BTreeMap::<Subject, Offences>::new());
+        for command in commands {
+            match command {
+                Command::Ban(ban) => {
+                    prop_assert!(!ban.subject.to_string().starts_with("203."), "{:?}", ban);
+                    in_force.insert(ban.subject);
+                }
+                Command::Unban(ban, _) => prop_assert!(in_force.remove(&ban.subject), "{:?} was not banned", ban),
+                Command::Save(Change::Ban(ban)) => { saved.insert(ban.subject, ban); }
+                Command::Save(Change::Unban(subject)) => { saved.remove(&subject); }
+                Command::Save(Change::Offences(subject, offences)) => { accounts.insert(subject, offences); }
+                Command::Save(Change::Forget(subject)) => { accounts.remove(&subject); }
+                Command::Save(Change::Baseline(_)) | Command::Record(_) => {}
+            }
+        }
+        let stands: std::collections::BTreeMap<_, _> = engine.bans().map(|ban| (ban.subject, ban.clone())).collect();
+        prop_assert_eq!(in_force, stands.keys().copied().collect());
+        prop_assert_eq!(saved, stands);
+        prop_assert!(accounts.len() <= 3);
+    }
+}
