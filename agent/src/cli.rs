@@ -1,0 +1,501 @@
+//! The command line: what is typed, and what is printed.
+
+mod drops;
+mod show;
+
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use portcullis_engine::{Subject, time::parse_duration};
+use serde::Serialize;
+use tracing::info;
+use tracing_appender::non_blocking::WorkerGuard;
+
+use crate::{
+    config::{self, Config},
+    control::{self, AskError, Request},
+    doctor,
+    enforce::{
+        self, Enforcer as _, Mode,
+        xdp::{Flavour, Options, Xdp},
+    },
+    runtime::{self, BanRow, Banned, Status},
+    store::Store,
+};
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 refused, or failed; 64 wrong usage or configuration; 69 no back end works, or no agent answers; \
+75 another agent is running.
+
+Start in observe mode (the default), watch `portcullis status` and `portcullis bans`, then set mode = \"enforce\".";
+
+/// Guards a Linux edge host: learns what normal traffic looks like from Nginx's access log, and drops what leaves it in
+/// the network driver.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the agent in the foreground, until SIGTERM or SIGINT
+    ///
+    /// Stopping it leaves what stands in force: the kernel goes on dropping banned sources, and ends each ban on time.
+    /// `portcullis detach` takes everything out.
+    Run(Run),
+    /// Show how the agent does: mode, back end, baseline, rate, bans, packets
+    Status(Ask),
+    /// List the bans that stand, newest first, with their evidence and packet counts
+    Bans(Ask),
+    /// Follow packets of banned sources as they come in: a sample of them, see `enforce.sample_one_in`
+    Drops(Drops),
+    /// Ban an address or a prefix
+    ///
+    /// An allowlisted one is refused. In observe mode the ban is counted, not enforced.
+    Ban(Ban),
+    /// Lift a ban, and forget the offences behind it
+    Unban(Unban),
+    /// Attach the XDP program alone to an interface, without an agent, and leave it there
+    ///
+    /// It drops nothing by itself: an agent with the same pin folder takes it over. To see whether a driver can do it.
+    Load(Load),
+    /// Take everything of Portcullis out of the kernel: links, maps, chains and sets
+    Detach(Configured),
+    /// Print a configuration file with every key, its meaning and its default
+    Config,
+    /// Check a configuration file, and say everything that is wrong with it
+    Check(Configured),
+    /// Look at this host: what stands in the guard's way, and what to do about it
+    ///
+    /// Changes nothing. Exit code 1 if anything must be put right.
+    Doctor(Doctor),
+}
+
+#[derive(Debug, Args)]
+struct Doctor {
+    #[command(flatten)]
+    configured: Configured,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Configured {
+    /// The configuration [default: /etc/portcullis/portcullis.toml if it is there, else built-in defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    configured: Configured,
+    /// Nginx's JSON access log, in place of source.log
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// An interface to guard, in place of enforce.interfaces; may be given several times
+    #[arg(long = "interface", value_name = "IFACE")]
+    interfaces: Vec<String>,
+    /// In place of mode
+    #[arg(long, value_enum)]
+    mode: Option<ModeArg>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArg {
+    /// Count packets of banned sources, and let them pass
+    Observe,
+    /// Drop them
+    Enforce,
+}
+
+#[derive(Debug, Args)]
+struct Ask {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Drops {
+    /// Stop after so many
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Begin with those that came before and were never shown, the first of them
+    #[arg(long)]
+    all: bool,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+    /// Where maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portcullis")]
+    pin_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Reach {
+    /// The agent's control socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/portcullis/control.sock"
+    )]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Ban {
+    /// `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/64` …
+    subject: Subject,
+    /// For how long: 90s, 10m, 2h, 1d … [default: until it is lifted]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_length)]
+    length: Option<Duration>,
+    /// Why; goes on record
+    #[arg(long, value_name = "TEXT", default_value = "by an operator")]
+    reason: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Unban {
+    /// As `portcullis bans` shows it
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    subject: Option<Subject>,
+    /// Lift every ban
+    #[arg(long)]
+    all: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Load {
+    /// The interface
+    #[arg(long, value_name = "IFACE")]
+    interface: String,
+    /// Where in the receive path
+    #[arg(long, value_enum, default_value_t = LoadMode::Auto)]
+    mode: LoadMode,
+    /// Where maps and link are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portcullis")]
+    pin_dir: PathBuf,
+    /// Take it off again instead
+    #[arg(long)]
+    detach: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LoadMode {
+    /// Native if the driver can, else generic
+    Auto,
+    /// In the driver
+    Native,
+    /// In the kernel's generic receive path
+    Generic,
+}
+
+/// Wrong usage or configuration, as in sysexits.h.
+const USAGE: u8 = 64;
+/// No back end works, or nobody answers.
+const UNAVAILABLE: u8 = 69;
+/// Another agent is running.
+const BUSY: u8 = 75;
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            return match error.print() {
+                Ok(()) => code.into(),
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+    };
+    let result = match cli.verb {
+        Verb::Run(run) => agent(run),
+        Verb::Status(Ask { json, reach }) => {
+            ask(&reach.socket, &Request::Status, json, |status: &Status| {
+                show::status(status)
+            })
+        }
+        Verb::Bans(Ask { json, reach }) => {
+            ask(&reach.socket, &Request::Bans, json, |bans: &Vec<BanRow>| {
+                show::bans(bans)
+            })
+        }
+        Verb::Drops(Drops {
+            count,
+            all,
+            json,
+            pin_dir,
+        }) => drops::follow(&pin_dir, count, all, json, &mut io::stdout().lock())
+            .map_err(Failure::from),
+        Verb::Ban(ban) => {
+            let request = Request::Ban {
+                subject: ban.subject,
+                secs: ban.length.map(|length| length.as_secs()),
+                reason: ban.reason,
+            };
+            ask(&ban.reach.socket, &request, ban.json, |banned: &Banned| {
+                show::banned(ban.subject, banned)
+            })
+        }
+        Verb::Unban(unban) => {
+            let request = unban
+                .subject
+                .map_or(Request::UnbanAll, |subject| Request::Unban { subject });
+            ask(
+                &unban.reach.socket,
+                &request,
+                unban.json,
+                |lifted: &usize| match lifted {
+                    1 => "1 ban lifted\n".to_owned(),
+                    lifted => format!("{lifted} bans lifted\n"),
+                },
+            )
+        }
+        Verb::Load(load) => load_alone(&load),
+        Verb::Detach(configured) => detach(&configured),
+        Verb::Config => print(&config::documentation()),
+        Verb::Check(configured) => {
+            configuration(&configured).and_then(|_| print("the configuration is fine\n"))
+        }
+        Verb::Doctor(doctor) => match examine(&doctor) {
+            Ok(true) => Ok(()),
+            // What is wrong has been said.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(failure) => Err(failure),
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, error)) => {
+            eprintln!("portcullis: {error:#}");
+            code.into()
+        }
+    }
+}
+
+fn parse_length(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(length) if length < Duration::from_secs(1) => Err("must be at least 1s".to_owned()),
+        length => length,
+    }
+}
+
+/// An exit code and what is said with it.
+struct Failure(u8, anyhow::Error);
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self(1, error)
+    }
+}
+
+fn configuration(configured: &Configured) -> Result<Config, Failure> {
+    let default = Path::new(config::DEFAULT_PATH);
+    let config = match &configured.config {
+        Some(path) => Config::load(path),
+        None if default.exists() => Config::load(default),
+        None => Ok(Config::default()),
+    };
+    config.map_err(|problems| {
+        Failure(
+            USAGE,
+            anyhow::anyhow!("the configuration is refused:\n{problems}"),
+        )
+    })
+}
+
+fn agent(run: Run) -> Result<(), Failure> {
+    let mut config = configuration(&run.configured)?;
+    if let Some(log) = run.log {
+        config.source.log = std::path::absolute(log).context("--log")?;
+    }
+    if !run.interfaces.is_empty() {
+        config.enforce.interfaces = run.interfaces;
+    }
+    if let Some(mode) = run.mode {
+        config.mode = match mode {
+            ModeArg::Observe => Mode::Observe,
+            ModeArg::Enforce => Mode::Enforce,
+        };
+    }
+    let _log = log();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(runtime::run(config));
+    // The thread that reads the log may be in the middle of a read of a hung file system.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result.map_err(|error| {
+        let text = error.to_string();
+        let code = if text.starts_with("another agent") {
+            BUSY
+        } else if text.starts_with("no back end works") {
+            UNAVAILABLE
+        } else {
+            1
+        };
+        Failure(code, error)
+    })
+}
+
+/// Looks at the host; says whether nothing must be put right.
+fn examine(doctor: &Doctor) -> Result<bool, Failure> {
+    let checks = doctor::run(&configuration(&doctor.configured)?);
+    if doctor.json {
+        let text = serde_json::to_string_pretty(&checks)
+            .context("the checks cannot be written as JSON")?;
+        print(&format!("{text}\n"))?;
+    } else {
+        print(&doctor::show(&checks))?;
+    }
+    Ok(doctor::is_sound(&checks))
+}
+
+/// Messages go to standard error; under systemd without the time, which the journal has. They are written by a thread
+/// of their own: whoever does not read them holds up nobody, and misses some. The guard writes the rest when dropped.
+fn log() -> WorkerGuard {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_target(false);
+    let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.without_time().with_ansi(false).init();
+    } else {
+        builder.with_ansi(is_terminal).init();
+    }
+    guard
+}
+
+fn ask<T: serde::de::DeserializeOwned + Serialize>(
+    socket: &Path,
+    request: &Request,
+    json: bool,
+    show: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    let answer: T = control::ask(socket, request).map_err(|error| match error {
+        AskError::Unreachable(error) => Failure(UNAVAILABLE, error),
+        AskError::Refused(why) => Failure(1, anyhow::anyhow!(why)),
+    })?;
+    if json {
+        let text = serde_json::to_string_pretty(&answer)
+            .context("the answer cannot be written as JSON")?;
+        print(&format!("{text}\n"))
+    } else {
+        print(&show(&answer))
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough: `portcullis bans | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result.context("cannot write to standard output")?),
+    }
+}
+
+fn load_alone(load: &Load) -> Result<(), Failure> {
+    let _lock = lock(&load.pin_dir)?;
+    if load.detach {
+        let found = enforce::xdp::remove_leftovers(&load.pin_dir)?;
+        return print(if found {
+            "detached\n"
+        } else {
+            "nothing was attached\n"
+        });
+    }
+    let _log = log();
+    let options = Options {
+        interfaces: vec![load.interface.clone()],
+        pin_dir: load.pin_dir.clone(),
+        max_bans: u32::try_from(Config::default().engine.max_bans).unwrap_or(u32::MAX),
+        sample_one_in: Config::default().enforce.sample_one_in,
+    };
+    let flavours: &[Flavour] = match load.mode {
+        LoadMode::Auto => &[Flavour::Native, Flavour::Generic],
+        LoadMode::Native => &[Flavour::Native],
+        LoadMode::Generic => &[Flavour::Generic],
+    };
+    let mut last = None;
+    for flavour in flavours {
+        let attached = Xdp::open(&options, *flavour, Mode::Observe).and_then(|mut xdp| {
+            xdp.activate()?;
+            Ok(xdp)
+        });
+        match attached {
+            Ok(xdp) => {
+                let text = format!(
+                    "{} is attached to {}, observe mode; pinned under {}; take it off with --detach\n",
+                    xdp.backend(),
+                    xdp.place(),
+                    load.pin_dir.display()
+                );
+                return print(&text);
+            }
+            Err(error) => {
+                info!("{error:#}");
+                last = Some(error);
+            }
+        }
+    }
+    Err(Failure(
+        UNAVAILABLE,
+        last.unwrap_or_else(|| anyhow::anyhow!("no mode to try")),
+    ))
+}
+
+/// Keeps an agent from working with the pins, and tells one that does.
+fn lock(pin_dir: &Path) -> Result<Option<enforce::xdp::Lock>, Failure> {
+    enforce::xdp::lock(pin_dir).map_err(busy)
+}
+
+fn busy(error: anyhow::Error) -> Failure {
+    if error.to_string().starts_with("another agent") {
+        Failure(BUSY, error.context("stop the agent first"))
+    } else {
+        Failure(1, error)
+    }
+}
+
+fn detach(configured: &Configured) -> Result<(), Failure> {
+    let config = configuration(configured)?;
+    // An agent would put everything back at once.
+    let _lock = lock(&config.enforce.pin_dir)?;
+    if config.state_dir.join("ledger.redb").exists() {
+        drop(Store::open(&config.state_dir).map_err(busy)?);
+    }
+    let removed = enforce::remove_all(&config.enforce)?;
+    if removed.is_empty() {
+        return print("nothing of Portcullis was in the kernel\n");
+    }
+    print(&format!("taken out: {}\n", removed.join("; ")))
+}

@@ -1,0 +1,243 @@
+//! Answers as a person reads them.
+
+use std::{fmt::Write as _, time::Duration};
+
+use portcullis_engine::{Origin, Subject, Term, baseline::Learnt, time::format_duration};
+
+use crate::{
+    enforce::Mode,
+    runtime::{BanRow, Banned, Status},
+};
+
+/// What has come of a ban by hand.
+pub(super) fn banned(subject: Subject, banned: &Banned) -> String {
+    let term = match banned.term {
+        Term::Until(end) => format!("until {end}"),
+        Term::Permanent => "until it is lifted".to_owned(),
+    };
+    let observed = if banned.observed {
+        " (observe mode: its packets are counted, not dropped)"
+    } else {
+        ""
+    };
+    let mut out = format!("{subject} is banned {term}{observed}\n");
+    if !banned.spared.is_empty() {
+        let spared: Vec<String> = banned.spared.iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "on the allowlist, and so not: {}", spared.join(", "));
+    }
+    out
+}
+
+/// One screen.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one line of the screen after the other"
+)]
+pub(super) fn status(s: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "{name:<10}{text}");
+    };
+    let mode = match s.mode {
+        Mode::Observe => "observe: banned sources are counted, nothing is dropped",
+        Mode::Enforce => "enforce: packets of banned sources are dropped",
+    };
+    line("mode", mode.to_owned());
+    line("back end", format!("{} on {}", s.backend, s.place));
+    for refused in &s.refused {
+        line("", format!("not {refused}"));
+    }
+    let normal = &s.engine.normal;
+    let learnt = match normal.learnt {
+        Learnt::WarmUp => format!(
+            "warming up, {} s seen; absolute ceilings hold",
+            normal.seconds
+        ),
+        Learnt::Recent => format!(
+            "the last {}",
+            format_duration(Duration::from_secs(normal.seconds.into()))
+        ),
+        Learnt::Hour(hour) => format!(
+            "hour {hour} UTC, {} of it",
+            format_duration(Duration::from_secs(normal.seconds.into()))
+        ),
+    };
+    line(
+        "baseline",
+        format!(
+            "mean {:.2} req/s, stddev {:.2}, errors {:.1} % ({learnt})",
+            normal.mean,
+            normal.stddev,
+            normal.error_share * 100.0
+        ),
+    );
+    line(
+        "now",
+        format!(
+            "{:.2} req/s, z {:.1}, {} clients in the window",
+            s.engine.rate, s.engine.score, s.engine.clients
+        ),
+    );
+    if let Some(since) = s.engine.alarm_since {
+        line(
+            "ALARM",
+            format!("all traffic together is out of the normal since {since}"),
+        );
+    }
+    let tiers: Vec<String> = s
+        .bans_by_tier
+        .iter()
+        .map(|(tier, bans)| {
+            if *tier == 0 {
+                format!("by operators {bans}")
+            } else {
+                format!("tier {tier}: {bans}")
+            }
+        })
+        .collect();
+    let tiers = if tiers.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", tiers.join(", "))
+    };
+    line("bans", format!("{}{tiers}", s.engine.bans));
+    let packets: Vec<String> = s
+        .counters
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    line(
+        "packets",
+        if packets.is_empty() {
+            "none counted yet".to_owned()
+        } else {
+            packets.join(", ")
+        },
+    );
+    if s.ended_connections > 0 {
+        line(
+            "ended",
+            format!("{} connections of banned sources", s.ended_connections),
+        );
+    }
+    let totals = &s.engine.totals;
+    line(
+        "log",
+        format!(
+            "{} lines, {} malformed, {} late, {} overlong; {} bytes behind",
+            totals.lines,
+            totals.malformed,
+            totals.late,
+            s.source.overlong_lines,
+            s.source.lag_bytes
+        ),
+    );
+    if s.latency.bans > 0 {
+        let latency = &s.latency;
+        line(
+            "latency",
+            format!(
+                "line read to ban in force: median {:.2} ms, p99 {:.2} ms, max {:.2} ms over {} bans",
+                latency.median_ms, latency.p99_ms, latency.max_ms, latency.bans
+            ),
+        );
+    }
+    if !s.drift.is_none() {
+        line("drift", format!("repaired: {}", s.drift));
+    }
+    if let Some(error) = &s.enforce_error {
+        line("ERROR", error.clone());
+    }
+    if s.enforce_aside > 0 {
+        line(
+            "WAITING",
+            format!("{} changes for the back end", s.enforce_aside),
+        );
+    }
+    if s.enforce_overtaken > 0 || s.history_lost > 0 {
+        line(
+            "LOST",
+            format!(
+                "{} events of the history",
+                s.enforce_overtaken + s.history_lost
+            ),
+        );
+    }
+    if s.slack.configured {
+        let error = s
+            .slack
+            .last_error
+            .as_ref()
+            .map_or_else(String::new, |error| format!("; {error}"));
+        line(
+            "slack",
+            format!(
+                "{} sent, {} waiting, {} failed, {} dropped{error}",
+                s.slack.sent, s.slack.queued, s.slack.failed, s.slack.dropped
+            ),
+        );
+    }
+    line(
+        "running",
+        format!(
+            "{} (version {})",
+            format_duration(Duration::from_secs(s.uptime_secs)),
+            s.version
+        ),
+    );
+    out
+}
+
+/// A table.
+pub(super) fn bans(bans: &[BanRow]) -> String {
+    if bans.is_empty() {
+        return "no bans\n".to_owned();
+    }
+    let header = ["SUBJECT", "LEFT", "TIER", "PACKETS", "LAST SEEN", "REASON"].map(str::to_owned);
+    let rows = bans.iter().map(|row| {
+        let tier = match (row.ban.origin, row.ban.tier) {
+            (Origin::Operator, _) => "operator".to_owned(),
+            (Origin::Detector, tier) => {
+                tier.map_or_else(|| "-".to_owned(), |tier| tier.to_string())
+            }
+        };
+        [
+            row.ban.subject.to_string(),
+            row.remaining_secs.map_or_else(
+                || "permanent".to_owned(),
+                |secs| format_duration(Duration::from_secs(secs)),
+            ),
+            tier,
+            row.hits
+                .map_or_else(|| "not in force".to_owned(), |hits| hits.to_string()),
+            row.last_seen_secs.map_or_else(
+                || "-".to_owned(),
+                |secs| format!("{} ago", format_duration(Duration::from_secs(secs))),
+            ),
+            // An operator's words may hold anything; a terminal must not be told what to do by them.
+            row.ban
+                .reason
+                .chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .collect(),
+        ]
+    });
+    let table: Vec<[String; 6]> = std::iter::once(header).chain(rows).collect();
+    let width = |column: usize| {
+        table
+            .iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths = [0, 1, 2, 3, 4].map(width);
+    let mut out = String::new();
+    for row in &table {
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(out, "{cell:<width$}  ");
+        }
+        let _ = writeln!(out, "{}", row[5]);
+    }
+    out
+}

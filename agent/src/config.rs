@@ -1,0 +1,630 @@
+//! The configuration: TOML in, checked types out, every problem at once.
+//!
+//! Each key is declared once, with its default, its range and its meaning; the documented default file
+//! ([`documentation`]) is made from the same declarations.
+
+mod reader;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use portcullis_engine::{
+    Settings as Engine, baseline, detect, ledger::Length, time::parse_duration,
+};
+
+use self::reader::Reader;
+use crate::{
+    enforce::{Backend, Mode},
+    source::Start,
+};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What happens to banned sources.
+    pub mode: Mode,
+    /// Where the log is and how it is read.
+    pub source: Source,
+    /// What the engine goes by. Its allowlist holds only what is written in the file.
+    pub engine: Engine,
+    /// Are the host's own addresses, gateways, resolvers and SSH peers on the allowlist?
+    pub allow_host: bool,
+    /// How bans are put in force.
+    pub enforce: Enforce,
+    /// Slack.
+    pub slack: Slack,
+    /// Folder of the ledger and the history.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub control: Control,
+}
+
+/// Where the log is and how it is read.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Nginx's JSON access log.
+    pub log: PathBuf,
+    /// Where to begin without a checkpoint.
+    pub start: Start,
+    /// Longer lines are skipped and counted.
+    pub max_line_bytes: usize,
+}
+
+/// How bans are put in force.
+#[derive(Clone, Debug)]
+pub struct Enforce {
+    /// Interfaces to guard; empty: that of the default route.
+    pub interfaces: Vec<String>,
+    /// Back ends, in the order in which they are tried.
+    pub backends: Vec<Backend>,
+    /// Where XDP pins its maps and links.
+    pub pin_dir: PathBuf,
+    /// Are the connections that a source has ended when it is banned?
+    pub end_connections: bool,
+    /// `portcullis drops` is told of one packet in so many of banned sources; 0: of none.
+    pub sample_one_in: u32,
+    /// How often the kernel is compared with the ledger.
+    pub reconcile: Duration,
+    /// How often it is seen to that the back end is in the packets' way.
+    pub repair: Duration,
+}
+
+/// Slack.
+#[derive(Clone, Debug)]
+pub struct Slack {
+    /// File that holds the webhook's address; none: Slack is not told.
+    pub webhook_file: Option<PathBuf>,
+    /// Link in every message.
+    pub dashboard: Option<String>,
+    /// Link in every message.
+    pub runbook: Option<String>,
+    /// Least time between messages.
+    pub min_interval: Duration,
+    /// Events that may wait.
+    pub queue: usize,
+    /// For one request.
+    pub timeout: Duration,
+}
+
+/// The control socket.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// Its path.
+    pub socket: PathBuf,
+    /// The group that may use it besides root.
+    pub group: Option<String>,
+}
+
+/// Everything that is wrong with a configuration, one sentence each.
+#[derive(Debug)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Where the configuration is looked for when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/portcullis/portcullis.toml";
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// All [`Problems`] at once.
+    pub fn load(path: &Path) -> Result<Self, Problems> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Problems(vec![format!(
+                "cannot read {}: {error} (`portcullis config` prints a documented one to start from)",
+                path.display()
+            )])
+        })?;
+        Self::parse(&text).map_err(|Problems(all)| {
+            Problems(
+                all.into_iter()
+                    .map(|problem| format!("{}: {problem}", path.display()))
+                    .collect(),
+            )
+        })
+    }
+
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// All [`Problems`] at once.
+    pub fn parse(text: &str) -> Result<Self, Problems> {
+        let table = text
+            .parse::<toml::Table>()
+            .map_err(|error| Problems(vec![error.to_string().trim().to_owned()]))?;
+        let mut reader = Reader::new(table);
+        let config = declare(&mut reader);
+        check(&config, &mut reader);
+        match reader.finish() {
+            (problems, _) if problems.is_empty() => Ok(config),
+            (problems, _) => Err(Problems(problems)),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        declare(&mut Reader::new(toml::Table::new()))
+    }
+}
+
+/// A configuration file with every key, its meaning and its default.
+#[must_use]
+pub fn documentation() -> String {
+    let mut reader = Reader::new(toml::Table::new());
+    declare(&mut reader);
+    let (_, documentation) = reader.finish();
+    format!(
+        "# Portcullis. Every key is here with its default; a key that is left out has it too. Unknown keys are refused.\n\
+         {documentation}"
+    )
+}
+
+#[expect(
+    clippy::too_many_lines,
+    reason = "a list of keys is as long as it is, and reads top to bottom"
+)]
+fn declare(r: &mut Reader) -> Config {
+    let mode = r.choice(
+        "mode",
+        &[("observe", Mode::Observe), ("enforce", Mode::Enforce)],
+        "What happens to packets of banned sources: \"observe\" counts them and lets them pass, \"enforce\" drops them.",
+    );
+
+    r.section(
+        "source",
+        "Nginx's access log, one JSON object a line (see README.md for the log_format).",
+    );
+    let source = Source {
+        log: r.path("log", "/var/log/nginx/portcullis.json", "The file. It need not exist yet."),
+        start: r.choice(
+            "start",
+            &[("end", Start::End), ("beginning", Start::Beginning)],
+            "Where to begin the first time: \"end\" or \"beginning\". Later the agent goes on where it stopped.",
+        ),
+        max_line_bytes: r.whole("max_line_bytes", 65_536, 1024..=16_777_216, "Longer lines are skipped and counted.")
+            as usize,
+    };
+
+    r.section("detect", "When a client leaves the normal traffic.");
+    let window_secs = r.whole(
+        "window_secs",
+        60,
+        1..=3600,
+        "Length of the sliding windows, in seconds.",
+    );
+    let ordinary = detect::Thresholds {
+        z_score: r.number(
+            "z_score",
+            3.0,
+            0.1..=1000.0,
+            "Flag a client whose rate is more than so many standard deviations above the site's mean rate …",
+        ),
+        times_mean: r.number("times_mean", 5.0, 1.0..=10_000.0, "… or more than so many times that mean."),
+    };
+    let max_clients = r.whole(
+        "max_clients",
+        100_000,
+        1_000..=10_000_000,
+        "Clients that are watched at a time (about 300 bytes each, at most 16 for each second of the window). In a full table the quietest give way.",
+    );
+
+    r.section(
+        "detect.baseline",
+        "What normal traffic is: learnt, never configured. Requests a second of the whole site.",
+    );
+    let baseline = baseline::Settings {
+        span_secs: r.whole("span_secs", 1800, 10..=86_400, "Seconds of traffic that the rolling baseline covers."),
+        recompute_secs: r.whole("recompute_secs", 60, 1..=3600, "Seconds between computations of mean and deviation."),
+        hour_min_secs: r.whole(
+            "hour_min_secs",
+            900,
+            10..=3600,
+            "The slot of the current hour of the day (UTC) is preferred once it holds so many seconds.",
+        ),
+        warm_up_secs: r.whole(
+            "warm_up_secs",
+            300,
+            1..=86_400,
+            "Before so many seconds have been seen nothing counts as learnt, and the ceiling below holds instead.",
+        ),
+        floor_mean: r.number(
+            "floor_mean_rps",
+            1.0,
+            0.001..=1e6,
+            "Least mean, requests a second: on a quiet site a handful of requests is no anomaly.",
+        ),
+        floor_stddev: r.number("floor_stddev_rps", 0.5, 0.001..=1e6, "Least standard deviation, requests a second."),
+        floor_error_share: r.number(
+            "floor_error_share",
+            0.05,
+            0.0001..=1.0,
+            "Least share of answers with a status of 400 or above that counts as normal, 0 to 1.",
+        ),
+    };
+    let warm_up_ceiling = r.number(
+        "warm_up_ceiling_rps",
+        10.0,
+        0.1..=1e6,
+        "During warm-up a client may make so many requests a second, averaged over the window.",
+    );
+
+    r.section(
+        "detect.surge",
+        "A client whose answers fail much more than is normal is held to tighter thresholds.",
+    );
+    let surge_times_share = r.number(
+        "times_share",
+        3.0,
+        1.0..=1000.0,
+        "A surge is a share of failing answers of so many times the normal …",
+    );
+    let surge_min_requests = r.whole(
+        "min_requests",
+        20,
+        1..=1_000_000,
+        "… over at least so many requests in the window.",
+    );
+    let surge = detect::Thresholds {
+        z_score: r.number("z_score", 2.0, 0.1..=1000.0, "In place of detect.z_score."),
+        times_mean: r.number(
+            "times_mean",
+            3.0,
+            1.0..=10_000.0,
+            "In place of detect.times_mean.",
+        ),
+    };
+
+    r.section("bans", "What follows when a client is flagged.");
+    let schedule = r.list(
+        "schedule",
+        &["10m", "30m", "2h", "permanent"],
+        "Length of the first, second … ban; the last one repeats.",
+        parse_length,
+    );
+    let max_bans = r.whole(
+        "max_bans",
+        1_048_576,
+        16..=16_777_216,
+        "Bans at a time, of each family (about 100 bytes of kernel memory each).",
+    );
+    let max_offenders = r.whole(
+        "max_offenders",
+        1_000_000,
+        16..=100_000_000,
+        "Offenders that are remembered; the stillest is forgotten.",
+    );
+    let allow = r.list(
+        "allow",
+        &[],
+        "Addresses and prefixes that are never banned.",
+        |text| {
+            text.parse::<portcullis_engine::Subject>()
+                .map(portcullis_engine::Subject::net)
+                .map_err(|error| error.to_string())
+        },
+    );
+    let allow_host = r.switch(
+        "allow_host",
+        true,
+        "Never ban this host's own addresses, its gateways and name servers, and who is logged in over SSH at the start.",
+    );
+
+    r.section("enforce", "How bans are put in force.");
+    let enforce = Enforce {
+        interfaces: r.list(
+            "interfaces",
+            &[],
+            "Interfaces to guard with XDP; none named: that of the default route.",
+            |text| {
+                if text.is_empty() || text.len() > 15 || text.contains(['/', ' ']) {
+                    Err("is no name of an interface".to_owned())
+                } else {
+                    Ok(text.to_owned())
+                }
+            },
+        ),
+        backends: r.list(
+            "backends",
+            &["xdp-native", "xdp-generic", "iptables"],
+            "Tried in this order until one works. \"dry-run\" touches nothing.",
+            |text| {
+                let all = [
+                    Backend::XdpNative,
+                    Backend::XdpGeneric,
+                    Backend::Iptables,
+                    Backend::DryRun,
+                ];
+                all.into_iter()
+                    .find(|backend| backend.to_string() == text)
+                    .ok_or_else(|| {
+                        "must be xdp-native, xdp-generic, iptables or dry-run".to_owned()
+                    })
+            },
+        ),
+        pin_dir: r.path(
+            "pin_dir",
+            "/sys/fs/bpf/portcullis",
+            "Where XDP pins its maps and links; on a BPF file system.",
+        ),
+        end_connections: r.switch(
+            "end_connections",
+            true,
+            "When a source is banned, end the TCP connections that it has with this host, so that Nginx's workers are free \
+             at once (Nginx notes each in its error log).",
+        ),
+        sample_one_in: r.whole(
+            "sample_one_in",
+            100,
+            0..=1_000_000,
+            "`portcullis drops` is told of one packet in so many of banned sources; 0: of none. XDP only.",
+        ),
+        reconcile: Duration::from_secs(
+            r.whole(
+                "reconcile_secs",
+                10,
+                1..=3600,
+                "Seconds between comparisons of the kernel's bans with the ledger.",
+            )
+            .into(),
+        ),
+        repair: Duration::from_secs(
+            r.whole(
+                "repair_secs",
+                3,
+                1..=3600,
+                "Seconds between looks whether the program is still attached, or the rules are still there.",
+            )
+            .into(),
+        ),
+    };
+
+    r.section("slack", "Word to people. Never waited for.");
+    let slack = Slack {
+        webhook_file: r.optional_path(
+            "webhook_file",
+            "File that holds the address of an incoming webhook; empty: nobody is told. In a systemd unit: \
+             LoadCredential=, and \"$CREDENTIALS_DIRECTORY/…\" written out.",
+        ),
+        dashboard: r.optional_text("dashboard", "Link to put into every message."),
+        runbook: r.optional_text("runbook", "Link to put into every message."),
+        min_interval: Duration::from_millis(
+            r.whole("min_interval_ms", 1000, 100..=3_600_000, "Least time between messages; Slack takes one a second.").into(),
+        ),
+        queue: r.whole("queue", 256, 1..=65_536, "Events that may wait; past that the least important are dropped and counted.")
+            as usize,
+        timeout: Duration::from_secs(r.whole("timeout_secs", 5, 1..=60, "For one request.").into()),
+    };
+
+    r.section("state", "What survives a restart.");
+    let state_dir = r.path(
+        "dir",
+        "/var/lib/portcullis",
+        "Folder of the ledger (ledger.redb) and the history (history.jsonl).",
+    );
+
+    r.section(
+        "control",
+        "The socket behind `portcullis status`, `bans`, `ban` and `unban`.",
+    );
+    let control = Control {
+        socket: r.path("socket", "/run/portcullis/control.sock", "Its path."),
+        group: r.optional_text(
+            "group",
+            "The group that may use it besides root; empty: root alone.",
+        ),
+    };
+
+    Config {
+        mode,
+        source,
+        engine: Engine {
+            baseline,
+            detect: detect::Settings {
+                window_secs,
+                ordinary,
+                surge,
+                surge_times_share,
+                surge_min_requests,
+                warm_up_ceiling,
+            },
+            schedule,
+            allow,
+            max_clients: max_clients as usize,
+            max_bans: max_bans as usize,
+            max_offenders: max_offenders as usize,
+        },
+        allow_host,
+        enforce,
+        slack,
+        state_dir,
+        control,
+    }
+}
+
+fn parse_length(text: &str) -> Result<Length, String> {
+    if text == "permanent" {
+        return Ok(Length::Permanent);
+    }
+    match parse_duration(text) {
+        Ok(duration) if duration >= Duration::from_secs(1) => Ok(Length::For(duration)),
+        Ok(_) => Err("must be at least 1s".to_owned()),
+        Err(error) => Err(format!(
+            "must be \"permanent\" or a length of time: {error}"
+        )),
+    }
+}
+
+/// What no key can say by itself.
+fn check(config: &Config, r: &mut Reader) {
+    let detect = &config.engine.detect;
+    let baseline = &config.engine.baseline;
+    let mut must = |holds: bool, problem: String| {
+        if !holds {
+            r.problem(problem);
+        }
+    };
+    must(
+        detect.surge.z_score <= detect.ordinary.z_score,
+        format!(
+            "detect.surge.z_score = {} must not be above detect.z_score = {}: a surge tightens",
+            detect.surge.z_score, detect.ordinary.z_score
+        ),
+    );
+    must(
+        detect.surge.times_mean <= detect.ordinary.times_mean,
+        format!(
+            "detect.surge.times_mean = {} must not be above detect.times_mean = {}: a surge tightens",
+            detect.surge.times_mean, detect.ordinary.times_mean
+        ),
+    );
+    must(
+        baseline.warm_up_secs <= baseline.span_secs,
+        format!(
+            "detect.baseline.warm_up_secs = {} must not be above detect.baseline.span_secs = {}: the warm-up would never end",
+            baseline.warm_up_secs, baseline.span_secs
+        ),
+    );
+    let share = detect.surge_times_share * baseline.floor_error_share;
+    must(
+        share <= 1.0,
+        format!(
+            "detect.surge.times_share = {} times detect.baseline.floor_error_share = {} is {share}: more than all answers \
+             can never fail, so there would never be a surge",
+            detect.surge_times_share, baseline.floor_error_share
+        ),
+    );
+    must(
+        !config.engine.schedule.is_empty(),
+        "bans.schedule must name at least one length of time".to_owned(),
+    );
+    must(
+        !config.enforce.backends.is_empty(),
+        "enforce.backends must name at least one back end".to_owned(),
+    );
+    // Two halves are everybody too.
+    let everybody: Vec<IpNet> = IpNet::aggregate(&config.engine.allow)
+        .into_iter()
+        .filter(|net| net.prefix_len() == 0)
+        .collect();
+    must(
+        everybody.is_empty(),
+        format!("bans.allow = {everybody:?} allows everybody: name the networks that you trust"),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        Config::parse(text).expect_err("should be refused").0
+    }
+
+    #[test]
+    fn the_documented_file_is_the_default() {
+        let parsed = Config::parse(&documentation()).unwrap();
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", Config::default()));
+        assert_eq!(
+            format!("{:?}", Config::parse("").unwrap()),
+            format!("{:?}", Config::default())
+        );
+    }
+
+    #[test]
+    fn the_ordered_numbers_are_the_defaults() {
+        let Config { mode, engine, .. } = Config::default();
+        assert_eq!(mode, Mode::Observe, "a fresh install watches");
+        assert_eq!(
+            (
+                engine.detect.window_secs,
+                engine.baseline.span_secs,
+                engine.baseline.recompute_secs
+            ),
+            (60, 1800, 60)
+        );
+        assert_eq!(
+            (
+                engine.detect.ordinary.z_score,
+                engine.detect.ordinary.times_mean
+            ),
+            (3.0, 5.0)
+        );
+        assert_eq!(
+            (engine.detect.surge.z_score, engine.detect.surge.times_mean),
+            (2.0, 3.0)
+        );
+        let minutes = |n| Length::For(Duration::from_mins(n));
+        assert_eq!(
+            engine.schedule,
+            [minutes(10), minutes(30), minutes(120), Length::Permanent]
+        );
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_with_what_would_be_right() {
+        let all = problems(
+            r#"
+            mode = "on"
+            speed = 1
+            [detect]
+            zscore = 3
+            z_score = -1
+            window_secs = "a minute"
+            [detect.baseline]
+            span_secs = 100
+            warm_up_secs = 200
+            [bans]
+            schedule = ["10m", "soon"]
+            allow = ["10.0.0.0/40", "0.0.0.0/0"]
+            [slak]
+            x = 1
+            "#,
+        );
+        for expected in [
+            r#"mode = "on" must be "observe" or "enforce""#,
+            "unknown key speed",
+            "unknown key detect.zscore (is detect.z_score meant?)",
+            "detect.z_score = -1 must be from 0.1 to 1000",
+            r#"detect.window_secs = "a minute" must be a whole number from 1 to 3600"#,
+            "detect.baseline.warm_up_secs = 200 must not be above detect.baseline.span_secs = 100",
+            r#"bans.schedule: "soon" must be "permanent" or a length of time"#,
+            r#"bans.allow: "10.0.0.0/40""#,
+            "allows everybody",
+            "unknown section slak (is slack meant?)",
+        ] {
+            assert!(
+                all.iter().any(|problem| problem.contains(expected)),
+                "{expected} is not in {all:#?}"
+            );
+        }
+        assert_eq!(all.len(), 10, "{all:#?}");
+    }
+
+    #[test]
+    fn a_text_that_is_no_toml_says_where() {
+        let all = problems("mode = observe");
+        assert!(all[0].contains("line 1"), "{all:?}");
+    }
+
+    #[test]
+    fn the_shipped_example_is_the_documented_default() {
+        let shipped = include_str!("../assets/portcullis.toml");
+        assert_eq!(
+            shipped,
+            documentation(),
+            "write it anew: `portcullis config > agent/assets/portcullis.toml`"
+        );
+    }
+}

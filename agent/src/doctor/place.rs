@@ -1,0 +1,351 @@
+//! Where the agent lives: its state, its socket, its clock, and whether it is at work.
+
+use std::{
+    fs,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream},
+    path::Path,
+};
+
+use nix::{
+    sys::{
+        statfs::{self, FsType, statfs},
+        statvfs::{FsFlags, statvfs},
+    },
+    unistd::{AccessFlags, Group, access},
+};
+
+use super::{Check, Plan, command};
+use crate::{
+    control::{self, AskError, Request},
+    runtime::Status,
+};
+
+pub(super) fn checks(plan: &Plan) -> Vec<Check> {
+    vec![state(&plan.config.state_dir), socket(plan), clock()]
+}
+
+/// The folder, or the first above it that is there.
+fn nearest(dir: &Path) -> Option<&Path> {
+    dir.ancestors().find(|dir| dir.exists())
+}
+
+/// What keeps a folder from being written to, or made.
+fn unwritable(dir: &Path) -> Option<(String, String)> {
+    let shown = dir.display();
+    let Some(there) = nearest(dir) else {
+        return Some((
+            format!("{shown} cannot be looked at"),
+            "correct the path, or its rights".to_owned(),
+        ));
+    };
+    if !there.is_dir() {
+        return Some((
+            format!("{} is no folder", there.display()),
+            "move it away, or correct the path".to_owned(),
+        ));
+    }
+    if statvfs(there).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_RDONLY)) {
+        return Some((
+            format!("{} is on a read-only file system", there.display()),
+            format!("remount it; in a systemd unit: ReadWritePaths={shown}"),
+        ));
+    }
+    access(there, AccessFlags::W_OK | AccessFlags::X_OK)
+        .err()
+        .map(|error| {
+            (
+                format!("{} is not writable: {}", there.display(), error.desc()),
+                format!("run as root, or make {shown} and give it to the service's user"),
+            )
+        })
+}
+
+/// Room that the ledger and a good while of history take.
+const ROOM: u64 = 256 << 20;
+
+fn state(dir: &Path) -> Check {
+    let name = "state folder";
+    let shown = dir.display();
+    if let Some((found, remedy)) = unwritable(dir) {
+        return Check::fail(name, found, remedy);
+    }
+    let there = nearest(dir).unwrap_or(dir);
+    let kind = statfs(there).ok().map(|stat| stat.filesystem_type());
+    if let Some(volatile) = kind.and_then(volatile) {
+        return Check::warn(
+            name,
+            format!(
+                "{shown} is on {volatile}: bans, offences and what was learnt are lost with it"
+            ),
+            "set state.dir to a folder on a disk (in a container: a volume)",
+        );
+    }
+    if let Some(remote) = kind.and_then(remote) {
+        return Check::warn(
+            name,
+            format!(
+                "{shown} is on {remote}: a network that hangs costs history, and its locks are not to be relied on"
+            ),
+            "set state.dir to a folder on a local disk",
+        );
+    }
+    let free = statvfs(there)
+        .ok()
+        .map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
+    let mib = |bytes: u64| bytes >> 20;
+    match free {
+        Some(free) if free < ROOM => Check::warn(
+            name,
+            format!(
+                "{shown} has {} MiB left; a full disk costs history",
+                mib(free)
+            ),
+            format!("make room, at least {} MiB", mib(ROOM)),
+        ),
+        _ => {
+            let is = if dir.exists() {
+                "is writable"
+            } else {
+                "can be made"
+            };
+            let free = free.map_or(String::new(), |free| format!(", {} MiB free", mib(free)));
+            Check::pass(name, format!("{shown} {is}{free}"))
+        }
+    }
+}
+
+fn volatile(kind: FsType) -> Option<&'static str> {
+    const RAMFS: i64 = 0x8584_58f6;
+    if kind == statfs::TMPFS_MAGIC {
+        Some("a tmpfs")
+    } else if kind.0 == RAMFS {
+        Some("a ramfs")
+    } else if kind == statfs::OVERLAYFS_SUPER_MAGIC {
+        Some("a container's own layer (overlayfs)")
+    } else {
+        None
+    }
+}
+
+fn remote(kind: FsType) -> Option<&'static str> {
+    if kind == statfs::NFS_SUPER_MAGIC {
+        Some("NFS")
+    } else if kind == statfs::FUSE_SUPER_MAGIC {
+        Some("FUSE")
+    } else {
+        None
+    }
+}
+
+fn socket(plan: &Plan) -> Check {
+    let name = "control socket";
+    let path = &plan.config.control.socket;
+    let shown = path.display();
+    // The kernel's limit for the path of a socket.
+    if path.as_os_str().len() > 107 {
+        return Check::fail(
+            name,
+            format!("{shown} is longer than the 107 bytes that a socket's path may have"),
+            "correct control.socket",
+        );
+    }
+    if let Some(group) = &plan.config.control.group
+        && matches!(Group::from_name(group), Ok(None))
+    {
+        return Check::fail(
+            name,
+            format!("there is no group {group:?}"),
+            format!("`groupadd {group}`, or correct control.group"),
+        );
+    }
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
+        return Check::fail(
+            name,
+            format!("{shown} is something else than a socket"),
+            "correct control.socket, or move away what is there",
+        );
+    }
+    match unwritable(path.parent().unwrap_or(Path::new("/"))) {
+        Some((found, remedy)) => Check::fail(name, found, remedy),
+        None => Check::pass(
+            name,
+            format!("{shown}{}", if path.exists() { "" } else { " can be made" }),
+        ),
+    }
+}
+
+fn clock() -> Check {
+    let said = command::run(
+        "timedatectl",
+        &["show", "--property=NTP", "--property=NTPSynchronized"],
+    );
+    let answer = said
+        .ok()
+        .filter(|said| said.ok)
+        .map(|said| said.out)
+        .unwrap_or_default();
+    let stamp = Path::new("/run/systemd/timesync/synchronized").exists();
+    synchronised(&answer, stamp)
+}
+
+fn synchronised(timedatectl: &str, stamp: bool) -> Check {
+    let name = "clock";
+    let says = |line: &str| timedatectl.lines().any(|other| other.trim() == line);
+    if says("NTPSynchronized=yes") || stamp {
+        Check::pass(name, "synchronised")
+    } else if says("NTPSynchronized=no") {
+        let service = if says("NTP=yes") {
+            "a time service is on, and has not reached its servers"
+        } else {
+            "no time service is on"
+        };
+        Check::warn(
+            name,
+            format!("not synchronised: {service}; hours of the day and ends of bans go by it"),
+            "`timedatectl set-ntp true`, or install chrony",
+        )
+    } else {
+        Check::skipped(
+            name,
+            "not known whether it is synchronised (no timedatectl)",
+        )
+    }
+}
+
+/// Is an agent running, and how is it?
+pub(super) fn agent(plan: &Plan) -> Vec<Check> {
+    let name = "agent";
+    let socket = &plan.config.control.socket;
+    // Nobody there is the ordinary case before the first start, and no fault.
+    if UnixStream::connect(socket).is_err() {
+        let left = plan.xdp && has_links(&plan.config.enforce.pin_dir);
+        return vec![if left {
+            Check::warn(
+                name,
+                "none is running, and XDP programs of an earlier run are in force: bans end on time, and no new ones come",
+                "start it (`portcullis run`), or take everything out (`portcullis detach`)",
+            )
+        } else {
+            Check::skipped(name, format!("none is running at {}", socket.display()))
+        }];
+    }
+    vec![match control::ask::<Status>(socket, &Request::Status) {
+        Ok(status) => running(&status),
+        Err(AskError::Refused(why)) => Check::skipped(
+            name,
+            format!("one is running, and does not say how it is: {why}"),
+        ),
+        Err(AskError::Unreachable(error)) => Check::warn(
+            name,
+            format!("one is running, and does not answer as it should: {error:#}"),
+            "start it again (`systemctl restart portcullis`)",
+        ),
+    }]
+}
+
+fn running(status: &Status) -> Check {
+    let name = "agent";
+    let own = env!("CARGO_PKG_VERSION");
+    let found = format!(
+        "running: {} on {}, mode {:?}",
+        status.backend, status.place, status.mode
+    )
+    .to_lowercase();
+    if let Some(error) = &status.enforce_error {
+        return Check::fail(
+            name,
+            format!("{found}; the newest change of the kernel failed: {error}"),
+            "see `portcullis status` and the agent's log",
+        );
+    }
+    if status.version != own {
+        return Check::warn(
+            name,
+            format!(
+                "{found}; it is of version {}, and this is {own}",
+                status.version
+            ),
+            "start it again, so that the newer one takes over",
+        );
+    }
+    Check::pass(name, found)
+}
+
+/// Is a link of ours pinned, of this version or another one?
+fn has_links(pin_dir: &Path) -> bool {
+    let versions = fs::read_dir(pin_dir).into_iter().flatten().flatten();
+    versions.into_iter().any(|version| {
+        fs::read_dir(version.path().join("links")).is_ok_and(|mut links| links.next().is_some())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Outcome, *};
+    use crate::config::Config;
+
+    #[test]
+    fn a_state_folder_that_is_to_be_made_is_judged_by_the_one_above_it() {
+        let above = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let check = state(&above.path().join("not/yet"));
+        assert_ne!(check.outcome, Outcome::Fail, "{check:?}");
+        fs::write(above.path().join("file"), "").unwrap();
+        assert_eq!(
+            state(&above.path().join("file/below")).outcome,
+            Outcome::Fail
+        );
+    }
+
+    #[test]
+    fn memory_is_no_disk() {
+        assert_eq!(volatile(statfs::TMPFS_MAGIC), Some("a tmpfs"));
+        assert_eq!(volatile(statfs::EXT4_SUPER_MAGIC), None);
+        assert_eq!(remote(statfs::NFS_SUPER_MAGIC), Some("NFS"));
+    }
+
+    #[test]
+    fn the_socket_s_path_and_group_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.control.socket = folder.path().join("control.sock");
+        assert_eq!(socket(&Plan::new(&config)).outcome, Outcome::Pass);
+        config.control.group = Some("no-such-group".into());
+        assert_eq!(socket(&Plan::new(&config)).outcome, Outcome::Fail);
+        config.control.group = None;
+        fs::write(&config.control.socket, "").unwrap();
+        assert_eq!(socket(&Plan::new(&config)).outcome, Outcome::Fail);
+        config.control.socket = folder.path().join("x".repeat(120));
+        assert!(socket(&Plan::new(&config)).found.contains("107"));
+    }
+
+    #[test]
+    fn the_clock_is_read_from_what_timedatectl_says() {
+        assert_eq!(
+            synchronised("NTP=yes\nNTPSynchronized=yes\n", false).outcome,
+            Outcome::Pass
+        );
+        assert!(
+            synchronised("NTP=yes\nNTPSynchronized=no\n", false)
+                .found
+                .contains("has not reached")
+        );
+        assert!(
+            synchronised("NTP=no\nNTPSynchronized=no\n", false)
+                .found
+                .contains("no time service")
+        );
+        assert_eq!(synchronised("", false).outcome, Outcome::Skipped);
+        assert_eq!(
+            synchronised("System has not been booted with systemd", true).outcome,
+            Outcome::Pass
+        );
+    }
+
+    #[test]
+    fn no_agent_is_no_fault() {
+        let mut config = Config::default();
+        config.control.socket = "/no/such/socket".into();
+        config.enforce.pin_dir = "/no/such/pins".into();
+        assert_eq!(agent(&Plan::new(&config))[0].outcome, Outcome::Skipped);
+    }
+}

@@ -1,0 +1,566 @@
+//! The back end for hosts without XDP: two ipsets and one chain for each family, however many bans there are.
+//!
+//! A ban is an entry of a set, never a rule. It carries its time-out, so it ends without the agent; sets and chain
+//! outlive the agent, and the next one adopts them. Works through the `iptables` that the host prefers, nft or legacy.
+//!
+//! A clean packet costs one look-up, and only a banned one meets the allowlist:
+//!
+//! ```text
+//!   not in PORTCULLIS4   return
+//!   in PORTCULLIS-A4     return             counted: allowed
+//!   in PORTCULLIS4       drop, or nothing   counted: dropped, or would_drop
+//! ```
+
+mod command;
+mod sets;
+
+use std::{collections::BTreeSet, mem, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use portcullis_common::stats::Counter;
+use portcullis_engine::Subject;
+use tracing::warn;
+
+use self::{
+    command::{Failure, run},
+    sets::{Set, destroy, entries, holdable, line, restore, restore_each, save},
+};
+use super::{Backend, Change, Counters, Enforcer, Entry, Mode};
+
+pub use self::sets::MAX_LIFETIME;
+
+const CHAIN: &str = "PORTCULLIS";
+/// Room in the allowlist; a set takes memory only for what is in it.
+const MAX_ALLOWED: u32 = 1 << 20;
+/// How many seconds iptables waits for another one to finish.
+const LOCK_WAIT: &str = "5";
+
+/// What has another name in IPv6.
+#[derive(Debug)]
+struct Family {
+    v6: bool,
+    iptables: &'static str,
+    iptables_restore: &'static str,
+    inet: &'static str,
+    bans: &'static str,
+    allow: &'static str,
+    /// Where a set is filled that is to take another one's place.
+    spare: &'static str,
+}
+
+static FAMILIES: [Family; 2] = [
+    Family {
+        v6: false,
+        iptables: "iptables",
+        iptables_restore: "iptables-restore",
+        inet: "inet",
+        bans: "PORTCULLIS4",
+        allow: "PORTCULLIS-A4",
+        spare: "PORTCULLIS-T4",
+    },
+    Family {
+        v6: true,
+        iptables: "ip6tables",
+        iptables_restore: "ip6tables-restore",
+        inet: "inet6",
+        bans: "PORTCULLIS6",
+        allow: "PORTCULLIS-A6",
+        spare: "PORTCULLIS-T6",
+    },
+];
+
+/// Those that the kernel knows, in the calling thread's network namespace.
+fn families() -> &'static [Family] {
+    let has_v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
+    if has_v6 { &FAMILIES } else { &FAMILIES[..1] }
+}
+
+/// The back end.
+#[derive(Debug)]
+pub struct Iptables {
+    mode: Mode,
+    max_bans: u32,
+    families: &'static [Family],
+    /// Until it is, an earlier run's rules may be at work, and stay as they are.
+    is_active: bool,
+    /// `None` until it is set: until then an earlier run's is in force.
+    allow: Option<Vec<Subject>>,
+    /// What rules had counted that were replaced since.
+    counted: Totals,
+    /// Chains that jump to ours.
+    place: BTreeSet<&'static str>,
+}
+
+impl Iptables {
+    /// Makes sets and chain, with room for `max_bans` of each family, or adopts those of an earlier run. What that one
+    /// dropped goes on being dropped, and nothing else.
+    ///
+    /// # Errors
+    /// One sentence with the remedy: a program is not installed, no rights, a kernel without ipset.
+    pub fn open(mode: Mode, max_bans: u32) -> Result<Self> {
+        let mut iptables = Self {
+            mode,
+            max_bans: max_bans.max(1),
+            families: families(),
+            is_active: false,
+            allow: None,
+            counted: Totals::default(),
+            place: BTreeSet::from(["INPUT", "FORWARD"]),
+        };
+        if !iptables.families.iter().any(|family| family.v6) {
+            warn!("this kernel has no IPv6: only IPv4 is guarded");
+        }
+        iptables.prepare()?;
+        Ok(iptables)
+    }
+
+    /// Makes sets, and once active the chain too, as they should be, whatever is there. Says whether the chain was not.
+    fn prepare(&mut self) -> Result<bool> {
+        let mut refilled = false;
+        for family in self.families {
+            family.ban_set(self.max_bans).adopt()?;
+            family.allow_set().adopt()?;
+            refilled |= self.fill_chain(family)?;
+        }
+        self.fill_allowlist()?;
+        Ok(refilled)
+    }
+
+    fn fill_chain(&mut self, family: &Family) -> Result<bool> {
+        let wanted = family.rules(self.mode);
+        let found = family.listed()?;
+        if let Some(found) = &found
+            && (!self.is_active || found.iter().map(|rule| &rule.text).eq(&wanted))
+        {
+            return Ok(false);
+        }
+        family.refill(&wanted)?;
+        // Packets between the listing and the refill met the rules all the same; they are in no total.
+        self.counted.add(family, &found.unwrap_or_default());
+        Ok(true)
+    }
+
+    fn fill_allowlist(&self) -> Result<()> {
+        let mut done = Ok(());
+        for family in self.families {
+            let Some(allow) = &self.allow else { break };
+            let nets = allow
+                .iter()
+                .filter(|subject| family.has(**subject))
+                .flat_map(|subject| holdable(subject.net()));
+            let filled = family
+                .allow_set()
+                .replace(nets.map(|net| Subject::of_net(net).to_string()));
+            done = done.and(filled.with_context(|| {
+                format!("cannot write the allowlist to the ipset {}", family.allow)
+            }));
+        }
+        done
+    }
+
+    fn line(&self, change: Change) -> Result<String> {
+        let (Change::Ban(subject, _) | Change::Unban(subject)) = change;
+        match self.families.iter().find(|family| family.has(subject)) {
+            Some(family) => line(family.bans, change),
+            // No packet of IPv6 comes in, so there is nothing to keep out: a comment.
+            None => Ok(format!("# {subject}")),
+        }
+    }
+}
+
+impl Enforcer for Iptables {
+    fn backend(&self) -> Backend {
+        Backend::Iptables
+    }
+
+    fn place(&self) -> String {
+        self.place.iter().copied().collect::<Vec<_>>().join(", ")
+    }
+
+    fn longest(&self) -> Option<Duration> {
+        Some(MAX_LIFETIME)
+    }
+
+    fn set_mode(&mut self, mode: Mode) -> Result<()> {
+        let before = mem::replace(&mut self.mode, mode);
+        let done = self
+            .families
+            .iter()
+            .try_for_each(|family| self.fill_chain(family).map(drop));
+        if done.is_err() {
+            self.mode = before;
+            for family in self.families {
+                if let Err(error) = self.fill_chain(family) {
+                    warn!(
+                        "the rules of {} may be of either mode: {error:#}",
+                        family.iptables
+                    );
+                }
+            }
+        }
+        done
+    }
+
+    /// Each family's list is replaced at once or stays as it was.
+    fn set_allowlist(&mut self, allow: &[IpNet]) -> Result<()> {
+        self.allow = Some(allow.iter().map(|net| Subject::of_net(*net)).collect());
+        self.fill_allowlist()
+    }
+
+    /// A renewed ban keeps its counters, as ipset leaves alone what `add -exist` does not name. So does a new ban of a
+    /// source whose last one is over but which the kernel has not collected yet; it does so every few minutes.
+    fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
+        let lines: Vec<_> = changes.iter().map(|change| self.line(*change)).collect();
+        let batch: Vec<_> = lines.iter().flatten().map(String::as_str).collect();
+        let mut outcomes = Vec::new();
+        if restore(&batch).is_err() {
+            // Somebody may have taken our sets away.
+            if let Err(error) = self.prepare() {
+                warn!("cannot set up ipset and iptables again: {error:#}");
+            }
+            outcomes = restore_each(&batch);
+        }
+        let mut outcomes = outcomes.into_iter();
+        lines
+            .into_iter()
+            .map(|line| line.and_then(|_| outcomes.next().unwrap_or(Ok(()))))
+            .collect()
+    }
+
+    /// ipset does not show entries past their time.
+    fn entries(&mut self) -> Result<Vec<Entry>> {
+        let mut all = Vec::new();
+        for family in self.families {
+            let listing = match save(family.bans) {
+                Ok(listing) => listing,
+                Err(_) => self.prepare().and_then(|_| Ok(save(family.bans)?))?,
+            };
+            all.append(&mut entries(&listing));
+        }
+        Ok(all)
+    }
+
+    fn counters(&mut self) -> Result<Counters> {
+        let mut totals = self.counted;
+        for family in self.families {
+            totals.add(family, &family.listed()?.unwrap_or_default());
+        }
+        Ok(vec![
+            (Counter::Dropped.name(), totals.dropped),
+            (Counter::WouldDrop.name(), totals.would_drop),
+            (Counter::Allowed.name(), totals.allowed),
+        ])
+    }
+
+    /// Makes whatever is missing, so it also repairs what somebody has flushed.
+    fn activate(&mut self) -> Result<bool> {
+        self.is_active = true;
+        let refilled = self.prepare()?;
+        let (mut place, mut inserted) = (BTreeSet::new(), Vec::new());
+        let done = self
+            .families
+            .iter()
+            .try_for_each(|family| family.insert_jumps(&mut place, &mut inserted));
+        if done.is_ok() {
+            self.place = place;
+            return Ok(refilled || !inserted.is_empty());
+        }
+        for (family, chain) in inserted {
+            if let Err(error) = family.remove_jumps(chain) {
+                warn!("the jump from {chain} stays: {error:#}");
+            }
+        }
+        done.map(|()| refilled)
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        remove(self.families)
+    }
+}
+
+/// Takes out what an earlier run has left in the kernel; says whether there was anything.
+///
+/// # Errors
+/// When something could not be taken out; the rest is.
+pub fn remove_leftovers() -> Result<bool> {
+    // Where there are no sets there is no rule of ours, as a rule keeps its set.
+    let sets = match run("ipset", &["-n", "list"], String::new()) {
+        Err(failure) if failure.is_unavailable => return Ok(false),
+        sets => sets.context("cannot list the ipsets")?,
+    };
+    let is_ours = |set| FAMILIES.iter().any(|family| family.sets().contains(&set));
+    if !sets.lines().any(is_ours) {
+        return Ok(false);
+    }
+    remove(families())?;
+    Ok(true)
+}
+
+fn remove(families: &[Family]) -> Result<()> {
+    let mut done = Ok(());
+    for family in families {
+        for chain in ["INPUT", "FORWARD", "DOCKER-USER"] {
+            done = done.and(family.remove_jumps(chain));
+        }
+        done = done.and(family.remove_chain());
+        for set in family.sets() {
+            done = done.and(destroy(set));
+        }
+    }
+    done
+}
+
+impl Family {
+    fn has(&self, subject: Subject) -> bool {
+        matches!(subject.net(), IpNet::V6(_)) == self.v6
+    }
+
+    const fn ban_set(&'static self, room: u32) -> Set {
+        Set {
+            name: self.bans,
+            family: self,
+            room,
+            bans: true,
+        }
+    }
+
+    const fn allow_set(&'static self) -> Set {
+        Set {
+            name: self.allow,
+            family: self,
+            room: MAX_ALLOWED,
+            bans: false,
+        }
+    }
+
+    const fn sets(&self) -> [&'static str; 3] {
+        [self.bans, self.allow, self.spare]
+    }
+
+    /// What the chain is to hold, word for word as iptables lists it.
+    fn rules(&self, mode: Mode) -> [String; 3] {
+        let Self { bans, allow, .. } = self;
+        let verdict = match mode {
+            Mode::Observe => "",
+            Mode::Enforce => " -j DROP",
+        };
+        [
+            format!("-A {CHAIN} -m set ! --match-set {bans} src ! --update-counters -j RETURN"),
+            format!("-A {CHAIN} -m set --match-set {allow} src -j RETURN"),
+            format!("-A {CHAIN} -m set --match-set {bans} src{verdict}"),
+        ]
+    }
+
+    /// Makes the chain or replaces its rules, in one transaction: no packet meets half of them.
+    fn refill(&self, rules: &[String]) -> Result<()> {
+        let script = format!("*filter\n:{CHAIN} - [0:0]\n{}\nCOMMIT\n", rules.join("\n"));
+        run(
+            self.iptables_restore,
+            &["-w", LOCK_WAIT, "--noflush"],
+            script,
+        )
+        .with_context(|| format!("cannot write the chain {CHAIN}"))?;
+        Ok(())
+    }
+
+    /// What the chain holds; `None` if there is none.
+    fn listed(&self) -> Result<Option<Vec<Rule>>> {
+        match self.run(&["-v", "-S", CHAIN]) {
+            Ok(listing) => Ok(Some(
+                listing
+                    .lines()
+                    .filter(|line| line.starts_with("-A "))
+                    .map(Rule::from)
+                    .collect(),
+            )),
+            Err(failure) if failure.code == Some(1) => Ok(None),
+            Err(failure) => Err(failure).with_context(|| format!("cannot list the chain {CHAIN}")),
+        }
+    }
+
+    fn jumps(&self, from: &str, to: &str) -> Result<bool> {
+        match self.run(&["-C", from, "-j", to]) {
+            Ok(_) => Ok(true),
+            // 1: no such rule; 2: no such chain.
+            Err(failure) if matches!(failure.code, Some(1 | 2)) => Ok(false),
+            Err(failure) => {
+                Err(failure).with_context(|| format!("cannot look for a jump in the chain {from}"))
+            }
+        }
+    }
+
+    /// Lets packets meet our chain before all else, whether they are for this host or forwarded.
+    ///
+    /// At every start Docker puts rules that accept before all others in FORWARD, so ours is where it sends packets
+    /// before. Not if it is no longer there: it leaves that chain behind.
+    fn insert_jumps(
+        &'static self,
+        place: &mut BTreeSet<&'static str>,
+        inserted: &mut Vec<(&'static Self, &'static str)>,
+    ) -> Result<()> {
+        let docker = self.jumps("FORWARD", "DOCKER-USER")?;
+        let (forward, other) = if docker {
+            ("DOCKER-USER", "FORWARD")
+        } else {
+            ("FORWARD", "DOCKER-USER")
+        };
+        for chain in ["INPUT", forward] {
+            if !self.jumps(chain, CHAIN)? {
+                self.run(&["-I", chain, "1", "-j", CHAIN])
+                    .with_context(|| format!("cannot jump from {chain}"))?;
+                inserted.push((self, chain));
+            }
+            place.insert(chain);
+        }
+        // Not twice: it would count twice.
+        self.remove_jumps(other)
+    }
+
+    fn remove_jumps(&self, chain: &str) -> Result<()> {
+        while self.jumps(chain, CHAIN)? {
+            self.run(&["-D", chain, "-j", CHAIN])
+                .with_context(|| format!("cannot remove the jump from {chain}"))?;
+        }
+        Ok(())
+    }
+
+    fn remove_chain(&self) -> Result<()> {
+        if self.listed()?.is_some() {
+            self.run(&["-F", CHAIN])
+                .with_context(|| format!("cannot empty the chain {CHAIN}"))?;
+            self.run(&["-X", CHAIN])
+                .with_context(|| format!("cannot remove the chain {CHAIN}"))?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, args: &[&str]) -> Result<String, Failure> {
+        run(
+            self.iptables,
+            &[&["-w", LOCK_WAIT], args].concat(),
+            String::new(),
+        )
+    }
+}
+
+/// A rule in our chain.
+#[derive(Debug, PartialEq, Eq)]
+struct Rule {
+    /// Without its counters.
+    text: String,
+    packets: u64,
+}
+
+/// From a line such as `-A PORTCULLIS -m set --match-set PORTCULLIS4 src -c 20 860 -j DROP`.
+impl From<&str> for Rule {
+    fn from(line: &str) -> Self {
+        let counted = line.split_once(" -c ").and_then(|(matches, rest)| {
+            let mut words = rest.splitn(3, ' ');
+            let packets = words.next()?.parse().ok()?;
+            let target = words
+                .nth(1)
+                .map_or(String::new(), |target| format!(" {target}"));
+            Some(Self {
+                text: format!("{matches}{target}"),
+                packets,
+            })
+        });
+        counted.unwrap_or_else(|| Self {
+            text: line.into(),
+            packets: 0,
+        })
+    }
+}
+
+/// Packets, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    dropped: u64,
+    would_drop: u64,
+    allowed: u64,
+}
+
+impl Totals {
+    fn add(&mut self, family: &Family, listed: &[Rule]) {
+        let [_, _, drop] = family.rules(Mode::Enforce);
+        let [_, allow, observe] = family.rules(Mode::Observe);
+        for Rule { text, packets } in listed {
+            if *text == drop {
+                self.dropped += packets;
+            } else if *text == observe {
+                self.would_drop += packets;
+            } else if *text == allow {
+                self.allowed += packets;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_reads_back_with_and_without_a_target() {
+        let [family, _] = &FAMILIES;
+        let listing = [
+            "-A PORTCULLIS -m set ! --match-set PORTCULLIS4 src ! --update-counters -c 7 700 -j RETURN",
+            "-A PORTCULLIS -m set --match-set PORTCULLIS-A4 src -c 3 300 -j RETURN",
+            "-A PORTCULLIS -m set --match-set PORTCULLIS4 src -c 20 860 -j DROP",
+        ];
+        let enforced = listing.map(Rule::from);
+        assert_eq!(
+            enforced.each_ref().map(|rule| rule.text.clone()),
+            family.rules(Mode::Enforce)
+        );
+        let observed = Rule::from("-A PORTCULLIS -m set --match-set PORTCULLIS4 src -c 5 430");
+        assert_eq!(observed.text, family.rules(Mode::Observe)[2]);
+
+        let mut totals = Totals::default();
+        totals.add(family, &enforced);
+        totals.add(
+            family,
+            &[
+                observed,
+                Rule::from("-A PORTCULLIS -j ACCEPT"),
+                Rule::from("-A PORTCULLIS -c 9"),
+            ],
+        );
+        assert_eq!(
+            totals,
+            Totals {
+                dropped: 20,
+                would_drop: 5,
+                allowed: 3
+            }
+        );
+    }
+
+    #[test]
+    fn each_change_goes_to_the_set_of_its_family() {
+        let mut iptables = Iptables {
+            mode: Mode::Enforce,
+            max_bans: 1,
+            families: &FAMILIES,
+            is_active: false,
+            allow: None,
+            counted: Totals::default(),
+            place: BTreeSet::new(),
+        };
+        let (v4, v6) = (
+            "192.0.2.1".parse().unwrap(),
+            "2001:db8::/64".parse().unwrap(),
+        );
+        assert_eq!(
+            iptables.line(Change::Unban(v4)).unwrap(),
+            "del PORTCULLIS4 192.0.2.1"
+        );
+        assert_eq!(
+            iptables.line(Change::Unban(v6)).unwrap(),
+            "del PORTCULLIS6 2001:db8::/64"
+        );
+        iptables.families = &FAMILIES[..1];
+        assert_eq!(iptables.line(Change::Unban(v6)).unwrap(), "# 2001:db8::/64");
+    }
+}

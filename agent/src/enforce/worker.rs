@@ -1,0 +1,698 @@
+//! The thread that owns the back end. The runtime hands it work and never waits for it.
+//!
+//! Changes that find the queue full are kept aside, the newest of each subject (so as many as the ledger has), and handed
+//! over later. A comparison or a repair is not queued while one is waiting.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, SyncSender, TrySendError},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use portcullis_engine::{Ban, Outcome, Subject};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc as queue, oneshot};
+use tracing::{error, warn};
+
+use super::{
+    Backend, Change, Chosen, Counters, Drift, Enforcer, Entry, Lifetime, reconcile,
+    sockets::Sockets,
+};
+use crate::runtime::clock;
+
+/// Work that may wait.
+const QUEUE: usize = 65_536;
+/// Changes that are handed to the back end at a time.
+const BATCH: usize = 1024;
+
+/// One piece of work. Lifetimes count from `made`, on the boot clock: a job may wait.
+#[derive(Debug)]
+pub enum Job {
+    /// Put a ban in force.
+    Ban {
+        /// The ban.
+        ban: Ban,
+        /// How long it is to last.
+        lifetime: Lifetime,
+        /// When that was said.
+        made: Duration,
+        /// When the line behind it was read, on the boot clock; none for an operator's ban.
+        read: Option<Duration>,
+    },
+    /// Take a ban away, for this reason.
+    Unban(Ban, String),
+    /// Compare the kernel's bans with these.
+    Reconcile {
+        /// What the ledger has.
+        intent: Vec<(Subject, Lifetime)>,
+        /// When it had that.
+        made: Duration,
+    },
+    /// See that the back end is still in the packets' way.
+    Repair,
+    /// Read every ban that the kernel has.
+    Entries(oneshot::Sender<Result<Vec<Entry>>>),
+    /// Read the totals of packets.
+    Counters(oneshot::Sender<Result<Counters>>),
+}
+
+/// From a line being read to its ban being in force, over the newest so many bans. Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Bans that it is over.
+    pub bans: usize,
+    /// Half of them were in force sooner.
+    pub median_ms: f64,
+    /// 99 % of them were in force sooner.
+    pub p99_ms: f64,
+    /// The slowest.
+    pub max_ms: f64,
+}
+
+/// How the back end does.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    latencies: Vec<Duration>,
+    next: usize,
+    /// Sum of what had to be repaired.
+    pub drift: Drift,
+    /// Connections of banned sources that were ended.
+    pub ended_connections: u64,
+    /// Why the newest change failed, until one succeeds.
+    change_error: Option<String>,
+    /// Why the newest comparison failed, until one succeeds.
+    reconcile_error: Option<String>,
+    /// Why the newest repair failed, until one succeeds.
+    repair_error: Option<String>,
+}
+
+/// Latencies that are kept.
+const LATENCIES: usize = 1024;
+
+impl Health {
+    fn note_latency(&mut self, latency: Duration) {
+        if self.latencies.len() < LATENCIES {
+            self.latencies.push(latency);
+        } else {
+            self.latencies[self.next] = latency;
+        }
+        self.next = (self.next + 1) % LATENCIES;
+    }
+
+    /// What is wrong now.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        let errors = [
+            &self.repair_error,
+            &self.reconcile_error,
+            &self.change_error,
+        ];
+        errors.into_iter().flatten().map(String::as_str).next()
+    }
+
+    /// Over the newest bans.
+    #[must_use]
+    pub fn latency(&self) -> Latency {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        let at = |share: f64| {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "an index into a short list"
+            )]
+            let index = (share * sorted.len().saturating_sub(1) as f64).round() as usize;
+            sorted
+                .get(index)
+                .map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
+        };
+        Latency {
+            bans: sorted.len(),
+            median_ms: at(0.5),
+            p99_ms: at(0.99),
+            max_ms: at(1.0),
+        }
+    }
+}
+
+/// The worker, as the runtime sees it.
+#[derive(Debug)]
+pub struct Worker {
+    jobs: Option<SyncSender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// Changes that found the queue full: the newest of each subject.
+    aside: BTreeMap<Subject, Job>,
+    /// Changes that were overtaken by a newer one of the same subject while they were aside; they are on no record.
+    overtaken: u64,
+    /// Which back end it is.
+    pub backend: Backend,
+    /// Where that is at work.
+    pub place: String,
+    /// Why those before it are not.
+    pub refused: Vec<String>,
+}
+
+/// What both sides see.
+#[derive(Debug, Default)]
+struct Shared {
+    health: Mutex<Health>,
+    reconcile_waits: AtomicBool,
+    repair_waits: AtomicBool,
+}
+
+impl Shared {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        // A panic while it was held has left figures all the same.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    /// Starts the thread. What becomes of bans goes to `outcomes`.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(chosen: Chosen, outcomes: queue::Sender<Outcome>) -> Result<Self> {
+        let Chosen {
+            enforcer,
+            refused,
+            sockets,
+        } = chosen;
+        let (jobs, queue) = mpsc::sync_channel(QUEUE);
+        let shared = Arc::new(Shared::default());
+        let (backend, place) = (enforcer.backend(), enforcer.place());
+        let hands = Hands {
+            enforcer,
+            sockets,
+            outcomes,
+            shared: Arc::clone(&shared),
+            owed: BTreeMap::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("enforce".to_owned())
+            .spawn(move || hands.work(&queue))
+            .context("cannot start the thread of the back end")?;
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            shared,
+            aside: BTreeMap::new(),
+            overtaken: 0,
+            backend,
+            place,
+            refused,
+        })
+    }
+
+    /// Hands over a change.
+    pub fn change(&mut self, job: Job) {
+        let subject = match &job {
+            Job::Ban { ban, .. } | Job::Unban(ban, _) => ban.subject,
+            _ => return,
+        };
+        // In order: nothing overtakes what is aside.
+        let job = if self.aside.is_empty() {
+            self.hand(job)
+        } else {
+            Some(job)
+        };
+        let Some(job) = job else { return };
+        if self.aside.is_empty() {
+            warn!("the back end does not keep up: changes are kept aside until it does");
+        }
+        if self.aside.insert(subject, job).is_some() {
+            self.overtaken += 1;
+        }
+    }
+
+    /// Hands over what is aside, as far as there is room. To be called now and then.
+    pub fn catch_up(&mut self) {
+        while let Some((subject, job)) = self.aside.pop_first() {
+            if let Some(job) = self.hand(job) {
+                self.aside.insert(subject, job);
+                return;
+            }
+        }
+    }
+
+    /// Has a comparison made, unless one is waiting or changes are aside, which it would take for drift.
+    pub fn reconcile(&mut self, intent: impl FnOnce() -> Vec<(Subject, Lifetime)>) {
+        if self.aside.is_empty() && !self.shared.reconcile_waits.swap(true, Ordering::AcqRel) {
+            let job = Job::Reconcile {
+                intent: intent(),
+                made: clock::boot(),
+            };
+            if self.hand(job).is_some() {
+                self.shared.reconcile_waits.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Has the back end's place in the packets' way seen to, unless that is waiting.
+    pub fn repair(&mut self) {
+        if !self.shared.repair_waits.swap(true, Ordering::AcqRel)
+            && self.hand(Job::Repair).is_some()
+        {
+            self.shared.repair_waits.store(false, Ordering::Release);
+        }
+    }
+
+    /// Asks something; where there is no room, whoever waits for the answer sees its sender dropped.
+    pub fn ask(&mut self, job: Job) {
+        drop(self.hand(job));
+    }
+
+    /// The job back, if there is no room for it.
+    fn hand(&self, job: Job) -> Option<Job> {
+        match self.jobs.as_ref()?.try_send(job) {
+            Ok(()) => None,
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Some(job),
+        }
+    }
+
+    /// No more work: the thread does what waits, and ends.
+    pub fn close(&mut self) {
+        self.catch_up();
+        self.jobs = None;
+    }
+
+    /// Changes that are aside.
+    #[must_use]
+    pub fn aside(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// Changes that are on no record.
+    #[must_use]
+    pub const fn overtaken(&self) -> u64 {
+        self.overtaken
+    }
+
+    /// Is the thread still there? It ends by itself only by a bug.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// How it does.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.shared.health().clone()
+    }
+}
+
+impl Drop for Worker {
+    /// Ends the thread once its queue is empty. What is pinned in the kernel stays.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the thread of the back end has panicked");
+        }
+    }
+}
+
+/// A change whose outcome is told.
+enum Told {
+    Banned { ban: Ban, read: Option<Duration> },
+    Unbanned(Ban, String),
+}
+
+/// The thread's side.
+struct Hands {
+    enforcer: Box<dyn Enforcer>,
+    sockets: Option<Sockets>,
+    outcomes: queue::Sender<Outcome>,
+    shared: Arc<Shared>,
+    /// Bans that could not be put in force, until a comparison has done it or they are lifted.
+    owed: BTreeMap<Subject, Ban>,
+}
+
+impl Hands {
+    fn work(mut self, jobs: &mpsc::Receiver<Job>) {
+        let mut waiting = None;
+        while let Some(job) = waiting.take().or_else(|| jobs.recv().ok()) {
+            waiting = self.apply(job, jobs).and_then(|job| self.attend(job));
+        }
+    }
+
+    /// Applies as many changes as wait already, together; returns the first job that is none.
+    fn apply(&mut self, first: Job, jobs: &mpsc::Receiver<Job>) -> Option<Job> {
+        let (mut changes, mut told, mut other) = (Vec::new(), Vec::new(), None);
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            match job {
+                Job::Ban {
+                    ban,
+                    lifetime,
+                    made,
+                    read,
+                } => {
+                    changes.push(Change::Ban(ban.subject, lifetime.after(made)));
+                    told.push(Told::Banned { ban, read });
+                }
+                Job::Unban(ban, cause) => {
+                    changes.push(Change::Unban(ban.subject));
+                    told.push(Told::Unbanned(ban, cause));
+                }
+                job => {
+                    other = Some(job);
+                    break;
+                }
+            }
+            next = (changes.len() < BATCH)
+                .then(|| jobs.try_recv().ok())
+                .flatten();
+        }
+        if changes.is_empty() {
+            return other;
+        }
+        let results = self.enforcer.apply(&changes);
+        let now = clock::boot();
+        let in_force = changes.iter().zip(&results);
+        let banned: Vec<Subject> = in_force
+            .filter_map(|(change, result)| match change {
+                Change::Ban(subject, _) if result.is_ok() => Some(*subject),
+                _ => None,
+            })
+            .collect();
+        for (told, result) in told.into_iter().zip(results) {
+            let result = result.map_err(|problem| format!("{problem:#}"));
+            let mut health = self.shared.health();
+            health.change_error = result.as_ref().err().cloned();
+            if let Told::Banned {
+                read: Some(read), ..
+            } = &told
+                && result.is_ok()
+            {
+                health.note_latency(now.saturating_sub(*read));
+            }
+            drop(health);
+            let outcome = match told {
+                Told::Banned { ban, .. } => {
+                    if result.is_err() {
+                        self.owed.insert(ban.subject, ban.clone());
+                    } else {
+                        self.owed.remove(&ban.subject);
+                    }
+                    Outcome::Banned(ban, result)
+                }
+                Told::Unbanned(ban, cause) => {
+                    self.owed.remove(&ban.subject);
+                    Outcome::Unbanned(ban, cause, result)
+                }
+            };
+            self.tell(outcome);
+        }
+        self.end_connections(&banned);
+        other
+    }
+
+    /// What a banned source still holds open would bind Nginx's workers until it times out. Done last: no ban waits for
+    /// it but the next batch.
+    fn end_connections(&mut self, banned: &[Subject]) {
+        let Some(sockets) = &mut self.sockets else {
+            return;
+        };
+        if banned.is_empty() {
+            return;
+        }
+        match sockets.destroy(banned) {
+            Ok(ended) => self.shared.health().ended_connections += ended as u64,
+            Err(problem) => warn!("{problem:#}"),
+        }
+    }
+
+    /// Does a job that is no change; a change is returned.
+    fn attend(&mut self, job: Job) -> Option<Job> {
+        match job {
+            Job::Reconcile { intent, made } => {
+                let intent: Vec<_> = intent
+                    .into_iter()
+                    .map(|(subject, lifetime)| (subject, lifetime.after(made)))
+                    .collect();
+                let found = reconcile(self.enforcer.as_mut(), &intent);
+                let found = found.map(|(drift, repaired)| {
+                    for subject in &repaired {
+                        if let Some(ban) = self.owed.remove(subject) {
+                            self.tell(Outcome::Banned(ban, Ok(())));
+                        }
+                    }
+                    self.end_connections(&repaired);
+                    drift
+                });
+                note(&mut self.shared.health(), found, |health| {
+                    &mut health.reconcile_error
+                });
+                self.shared.reconcile_waits.store(false, Ordering::Release);
+            }
+            Job::Repair => {
+                let found = self.enforcer.activate().map(|anew| Drift {
+                    detached: anew.into(),
+                    ..Drift::default()
+                });
+                note(&mut self.shared.health(), found, |health| {
+                    &mut health.repair_error
+                });
+                self.shared.repair_waits.store(false, Ordering::Release);
+            }
+            // Whoever asked may have gone away: then nothing is read, and nobody is there to be told.
+            Job::Entries(reply) if !reply.is_closed() => drop(reply.send(self.enforcer.entries())),
+            Job::Counters(reply) if !reply.is_closed() => {
+                drop(reply.send(self.enforcer.counters()));
+            }
+            Job::Entries(_) | Job::Counters(_) => {}
+            change => return Some(change),
+        }
+        None
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        // The runtime drains the outcomes until the end; without it nobody is there to be told.
+        drop(self.outcomes.blocking_send(outcome));
+    }
+}
+
+/// What a comparison or repair has found.
+fn note(
+    health: &mut Health,
+    found: Result<Drift>,
+    error: impl Fn(&mut Health) -> &mut Option<String>,
+) {
+    match found {
+        Ok(drift) => {
+            health.drift += drift;
+            *error(health) = (drift.failed > 0)
+                .then(|| format!("{} bans of the ledger are not in force", drift.failed));
+            if !drift.is_none() {
+                warn!("the kernel had drifted and was brought back: {drift}");
+            }
+        }
+        Err(problem) => {
+            let problem = format!("{problem:#}");
+            // It comes back with every try; once is enough in the log.
+            if error(health).as_ref() != Some(&problem) {
+                error!("the kernel cannot be brought back to the ledger: {problem}");
+            }
+            *error(health) = Some(problem);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_engine::{Origin, Term, Timestamp};
+
+    use super::*;
+    use crate::enforce::{Mode, dry_run::DryRun};
+
+    /// A back end that stands still while the test holds the gate, and refuses one subject while told to.
+    struct Gated {
+        inner: DryRun,
+        gate: Arc<Mutex<()>>,
+        refuses: Arc<Mutex<Option<Subject>>>,
+    }
+
+    impl Enforcer for Gated {
+        fn backend(&self) -> Backend {
+            Backend::DryRun
+        }
+
+        fn place(&self) -> String {
+            String::new()
+        }
+
+        fn set_mode(&mut self, _mode: Mode) -> Result<()> {
+            Ok(())
+        }
+
+        fn set_allowlist(&mut self, _allow: &[ipnet::IpNet]) -> Result<()> {
+            Ok(())
+        }
+
+        fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
+            drop(self.gate.lock().unwrap());
+            let refused = *self.refuses.lock().unwrap();
+            let apply = |change: &Change| match change {
+                Change::Ban(subject, _) if Some(*subject) == refused => anyhow::bail!("no room"),
+                change => self.inner.apply(&[*change]).remove(0),
+            };
+            changes.iter().map(apply).collect()
+        }
+
+        fn entries(&mut self) -> Result<Vec<Entry>> {
+            self.inner.entries()
+        }
+
+        fn counters(&mut self) -> Result<Counters> {
+            Ok(Vec::new())
+        }
+
+        fn activate(&mut self) -> Result<bool> {
+            Ok(false)
+        }
+
+        fn detach(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Bench {
+        worker: Worker,
+        outcomes: queue::Receiver<Outcome>,
+        gate: Arc<Mutex<()>>,
+        refuses: Arc<Mutex<Option<Subject>>>,
+    }
+
+    fn bench() -> Bench {
+        let (gate, refuses) = (Arc::default(), Arc::default());
+        let enforcer = Box::new(Gated {
+            inner: DryRun::default(),
+            gate: Arc::clone(&gate),
+            refuses: Arc::clone(&refuses),
+        });
+        let (sender, outcomes) = queue::channel(4 * QUEUE);
+        let chosen = Chosen {
+            enforcer,
+            refused: Vec::new(),
+            sockets: None,
+        };
+        Bench {
+            worker: Worker::start(chosen, sender).unwrap(),
+            outcomes,
+            gate,
+            refuses,
+        }
+    }
+
+    fn ban(n: u32) -> Job {
+        let ban = Ban {
+            subject: Subject::of_client(std::net::Ipv4Addr::from(n).into()),
+            since: Timestamp::from_secs(1),
+            term: Term::Permanent,
+            tier: None,
+            origin: Origin::Operator,
+            reason: String::new(),
+            finding: None,
+        };
+        Job::Ban {
+            ban,
+            lifetime: Lifetime::Permanent,
+            made: clock::boot(),
+            read: None,
+        }
+    }
+
+    #[test]
+    fn what_a_slow_back_end_has_no_room_for_is_done_later_and_told() {
+        let mut bench = bench();
+        let held = bench.gate.lock().unwrap();
+        let all = u32::try_from(QUEUE).unwrap() + 5000;
+        (0..all).for_each(|n| bench.worker.change(ban(n)));
+        assert!(
+            bench.worker.aside() >= 5000 - BATCH,
+            "{}",
+            bench.worker.aside()
+        );
+        let mut compared = false;
+        bench.worker.reconcile(|| {
+            compared = true;
+            Vec::new()
+        });
+        assert!(!compared, "what is aside would be taken for drift");
+        drop(held);
+        let mut told = 0;
+        while told < all {
+            bench.worker.catch_up();
+            told += u32::from(bench.outcomes.blocking_recv().is_some());
+        }
+        assert_eq!((bench.worker.aside(), bench.worker.overtaken()), (0, 0));
+    }
+
+    #[test]
+    fn a_ban_that_failed_is_told_when_a_comparison_has_put_it_in_force() {
+        let mut bench = bench();
+        let subject = Subject::of_client(std::net::Ipv4Addr::from(7).into());
+        *bench.refuses.lock().unwrap() = Some(subject);
+        bench.worker.change(ban(7));
+        let outcome = bench.outcomes.blocking_recv();
+        assert!(
+            matches!(outcome, Some(Outcome::Banned(_, Err(_)))),
+            "{outcome:?}"
+        );
+        assert!(bench.worker.health().error().is_some());
+        *bench.refuses.lock().unwrap() = None;
+        bench
+            .worker
+            .reconcile(|| vec![(subject, Lifetime::Permanent)]);
+        let outcome = bench.outcomes.blocking_recv();
+        assert!(
+            matches!(outcome, Some(Outcome::Banned(_, Ok(())))),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn one_comparison_waits_at_a_time_and_the_end_does_what_waits() {
+        let mut bench = bench();
+        let held = bench.gate.lock().unwrap();
+        bench.worker.change(ban(1));
+        let mut made = 0;
+        for _ in 0..100 {
+            bench.worker.reconcile(|| {
+                made += 1;
+                Vec::new()
+            });
+            bench.worker.repair();
+        }
+        assert_eq!(made, 1);
+        drop(held);
+        bench.worker.close();
+        let outcomes: Vec<Outcome> =
+            std::iter::from_fn(|| bench.outcomes.blocking_recv()).collect();
+        assert_eq!(outcomes.len(), 1);
+    }
+
+    #[test]
+    fn latencies_are_those_of_the_newest_bans() {
+        let mut health = Health::default();
+        for n in 0..2 * LATENCIES {
+            health.note_latency(Duration::from_millis(if n < LATENCIES { 500 } else { 2 }));
+        }
+        let latency = health.latency();
+        assert_eq!(
+            (latency.bans, latency.median_ms, latency.max_ms),
+            (LATENCIES, 2.0, 2.0)
+        );
+    }
+}

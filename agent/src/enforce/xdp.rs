@@ -1,0 +1,797 @@
+//! The XDP back end: bans as entries of BPF maps, dropped in the driver.
+//!
+//! Link, ban maps, allowlist and counters are pinned under `<pin_dir>/v<SCHEMA>`, so they outlive the agent: bans go on
+//! being enforced, and each ends at its deadline, which the kernel checks. The front filter and the settings belong to
+//! one load of the program. A new agent adopts the pins, fills the front filter from them, enters what the ledger
+//! holds, and only then replaces the program through the link: no packet of a banned source passes in between.
+
+mod batch;
+mod explain;
+mod front;
+mod pins;
+pub(crate) mod whose;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    programs::{
+        ProgramError, Xdp as Program, XdpMode,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+use ipnet::{IpNet, Ipv4Net};
+use portcullis_common::{
+    SCHEMA,
+    ban::{self, Entry as Value},
+    front as layout, names,
+    settings::{self, Settings},
+    stats::Counter,
+};
+use portcullis_engine::Subject;
+use tracing::{info, warn};
+
+pub use self::pins::{Lock, lock};
+use self::{front::FrontFilter, pins::Pins};
+use super::{Backend, Change, Counters, Enforcer, Entry, Lifetime, Mode};
+use crate::runtime::clock;
+
+/// The kernel program, as it was built with this agent.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
+
+/// What the back end needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Interfaces to guard; at least one.
+    pub interfaces: Vec<String>,
+    /// Folder on a BPF file system.
+    pub pin_dir: PathBuf,
+    /// Room for so many bans of each family.
+    pub max_bans: u32,
+    /// One packet in so many of banned sources is told of through the ring buffer; 0: none.
+    pub sample_one_in: u32,
+}
+
+/// Where in the receive path the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic receive path.
+    Generic,
+}
+
+impl Flavour {
+    const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn mode(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+/// The back end.
+pub struct Xdp {
+    interfaces: Vec<String>,
+    /// How interfaces are attached to that are not yet.
+    wanted: Flavour,
+    /// How those are that an earlier run had attached, or else as wanted.
+    flavour: Flavour,
+    pins: Pins,
+    /// Owns the program; dropping it detaches what is not pinned.
+    ebpf: Ebpf,
+    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    bans_v4: HashMap<MapData, [u8; 4], Value>,
+    bans_v6: HashMap<MapData, [u8; 8], Value>,
+    bans_v6_host: HashMap<MapData, [u8; 16], Value>,
+    /// The same three maps once more, for batch calls.
+    bulk_v4: MapFile,
+    bulk_v6: MapFile,
+    bulk_v6_host: MapFile,
+    cidr_v4: LpmTrie<MapData, [u8; 4], Value>,
+    cidr_v6: LpmTrie<MapData, [u8; 16], Value>,
+    allow_v4: LpmTrie<MapData, [u8; 4], u32>,
+    allow_v6: LpmTrie<MapData, [u8; 16], u32>,
+    front_v4: FrontFilter,
+    front_v6: FrontFilter,
+    stats: PerCpuArray<MapData, u64>,
+    settings: Array<MapData, Settings>,
+    mode: Mode,
+    sample_below: u32,
+    /// Flags that the program has.
+    written_flags: u32,
+    /// Attached to every interface once.
+    active: bool,
+    /// Every subject whose entry the program looks for.
+    noted: HashSet<Subject>,
+    /// How many of them are in the maps that the program asks only when told to.
+    hosts_v6: usize,
+    prefixes_v4: usize,
+    prefixes_v6: usize,
+}
+
+impl std::fmt::Debug for Xdp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Xdp")
+            .field("interfaces", &self.interfaces)
+            .field("flavour", &self.flavour)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a subject's entry lives.
+enum Slot {
+    V4([u8; 4]),
+    V6([u8; 8]),
+    V6Host([u8; 16]),
+    CidrV4(Key<[u8; 4]>),
+    CidrV6(Key<[u8; 16]>),
+}
+
+impl Slot {
+    fn of(subject: Subject) -> Self {
+        match subject.net() {
+            IpNet::V4(net) if net.prefix_len() == 32 => Self::V4(net.addr().octets()),
+            IpNet::V4(net) => {
+                Self::CidrV4(Key::new(u32::from(net.prefix_len()), net.addr().octets()))
+            }
+            IpNet::V6(net) => match net.prefix_len() {
+                64 => Self::V6(upper(net.addr()).to_be_bytes()),
+                128 => Self::V6Host(net.addr().octets()),
+                length => Self::CidrV6(Key::new(u32::from(length), net.addr().octets())),
+            },
+        }
+    }
+}
+
+impl Xdp {
+    /// Loads the program, adopting the maps of an earlier run. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// One sentence with the remedy: no BPF file system, no rights, no interface, another agent, a kernel that refuses.
+    pub fn open(options: &Options, flavour: Flavour, mode: Mode) -> Result<Self> {
+        if options.interfaces.is_empty() {
+            bail!("no interface to guard: name one in enforce.interfaces");
+        }
+        for interface in &options.interfaces {
+            nix::net::if_::if_nametoindex(interface.as_str()).map_err(|_| {
+                anyhow!("there is no interface {interface}: correct enforce.interfaces (`ip link` lists what is there)")
+            })?;
+        }
+        let pins = Pins::open(&options.pin_dir, options.max_bans)?;
+        Self::load(options, flavour, mode, pins.clone())
+            .inspect_err(|_| pins.remove_unless_attached())
+    }
+
+    /// The loaded program: to run crafted packets through it, and to measure what it costs.
+    ///
+    /// # Errors
+    /// Never, with an object that this crate has embedded.
+    pub fn program(&mut self) -> Result<&mut Program> {
+        program(&mut self.ebpf)
+    }
+
+    fn load(options: &Options, flavour: Flavour, mode: Mode, pins: Pins) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for name in names::PINNED {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        for name in [names::BANS_V4, names::BANS_V6] {
+            loader.map_max_entries(name, options.max_bans);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(explain::load)?;
+        program(&mut ebpf)?.load().map_err(explain::load)?;
+        let bulk = |name| MapFile::open(&pins.map(name));
+        let (bulk_v4, bulk_v6) = (bulk(names::BANS_V4)?, bulk(names::BANS_V6)?);
+        let bulk_v6_host = bulk(names::BANS_V6_HOST)?;
+        // Only rare paths of the program log, so not being able to read that is no reason not to start.
+        let logger = aya_log::EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| warn!("messages of the XDP program cannot be read: {error}"))
+            .ok();
+        let mut map = |name| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the embedded object has no map {name}"))
+        };
+        let mut xdp = Self {
+            interfaces: options.interfaces.clone(),
+            wanted: flavour,
+            flavour,
+            pins,
+            logger,
+            bans_v4: map(names::BANS_V4)?.try_into()?,
+            bans_v6: map(names::BANS_V6)?.try_into()?,
+            bans_v6_host: map(names::BANS_V6_HOST)?.try_into()?,
+            bulk_v4,
+            bulk_v6,
+            bulk_v6_host,
+            cidr_v4: map(names::CIDR_V4)?.try_into()?,
+            cidr_v6: map(names::CIDR_V6)?.try_into()?,
+            allow_v4: map(names::ALLOW_V4)?.try_into()?,
+            allow_v6: map(names::ALLOW_V6)?.try_into()?,
+            front_v4: FrontFilter::new(map(names::FRONT_V4)?.try_into()?),
+            front_v6: FrontFilter::new(map(names::FRONT_V6)?.try_into()?),
+            stats: map(names::STATS)?.try_into()?,
+            settings: map(names::SETTINGS)?.try_into()?,
+            mode,
+            sample_below: Settings::one_in(options.sample_one_in),
+            written_flags: 0,
+            active: false,
+            noted: HashSet::new(),
+            hosts_v6: 0,
+            prefixes_v4: 0,
+            prefixes_v6: 0,
+            ebpf,
+        };
+        let adopted = xdp.each(|subject, _| subject)?;
+        for subject in &adopted {
+            xdp.noted.insert(*subject);
+            xdp.count(*subject, true);
+        }
+        xdp.write_counts()?;
+        xdp.write_settings()?;
+        if !adopted.is_empty() {
+            info!("adopted {} bans of an earlier run", adopted.len());
+        }
+        Ok(xdp)
+    }
+
+    /// Writes an entry, or renews one that is there.
+    fn put(&mut self, subject: Subject, deadline: u64) -> Result<()> {
+        fn renewed(old: Result<Value, MapError>, deadline: u64) -> Result<Value> {
+            match old {
+                Ok(old) => Ok(Value { deadline, ..old }),
+                Err(error) if explain::is_not_found(&error) => Ok(Value::new(deadline, 0)),
+                Err(error) => Err(error.into()),
+            }
+        }
+        match Slot::of(subject) {
+            Slot::V4(key) => {
+                let value = renewed(self.bans_v4.get(&key, 0), deadline)?;
+                self.bans_v4.insert(key, value, 0)
+            }
+            Slot::V6(key) => {
+                let value = renewed(self.bans_v6.get(&key, 0), deadline)?;
+                self.bans_v6.insert(key, value, 0)
+            }
+            Slot::V6Host(key) => {
+                let value = renewed(self.bans_v6_host.get(&key, 0), deadline)?;
+                self.bans_v6_host.insert(key, value, 0)
+            }
+            // A trie answers with the longest prefix that is not longer than the key: this one, if it is there. Only
+            // then is there something to renew.
+            Slot::CidrV4(key) => {
+                let value = if self.noted.contains(&subject) {
+                    renewed(self.cidr_v4.get(&key, 0), deadline)?
+                } else {
+                    Value::new(deadline, 0)
+                };
+                let value = with_prefix(value, key.prefix_len());
+                self.cidr_v4.insert(&key, value, 0)
+            }
+            Slot::CidrV6(key) => {
+                let value = if self.noted.contains(&subject) {
+                    renewed(self.cidr_v6.get(&key, 0), deadline)?
+                } else {
+                    Value::new(deadline, 0)
+                };
+                let value = with_prefix(value, key.prefix_len());
+                self.cidr_v6.insert(&key, value, 0)
+            }
+        }
+        .map_err(|error| explain::put(error, subject))?;
+        // An entry that the program does not look for is no ban: rather none at all, and tried again.
+        self.note_added(subject).inspect_err(|_| {
+            if let Err(error) = self.delete(subject) {
+                warn!("{subject}: {error:#}");
+            }
+        })
+    }
+
+    /// Deletes an entry, if it is there.
+    fn delete(&mut self, subject: Subject) -> Result<()> {
+        let deleted = match Slot::of(subject) {
+            Slot::V4(key) => self.bans_v4.remove(&key),
+            Slot::V6(key) => self.bans_v6.remove(&key),
+            Slot::V6Host(key) => self.bans_v6_host.remove(&key),
+            Slot::CidrV4(key) => self.cidr_v4.remove(&key),
+            Slot::CidrV6(key) => self.cidr_v6.remove(&key),
+        };
+        match deleted {
+            Err(error) if !explain::is_not_found(&error) => Err(error.into()),
+            _ => self.note_removed(subject),
+        }
+    }
+
+    /// An entry is in its map: make the program look for it. Each subject counts once, however often it is written.
+    fn note_added(&mut self, subject: Subject) -> Result<()> {
+        if self.noted.insert(subject) {
+            self.count(subject, true);
+        }
+        self.write_counts()
+    }
+
+    /// An entry is gone: the opposite of `note_added`.
+    fn note_removed(&mut self, subject: Subject) -> Result<()> {
+        if self.noted.remove(&subject) {
+            self.count(subject, false);
+        }
+        self.write_counts()
+    }
+
+    /// Keeps what the program asks first (the bits of the front filter, the flags) in step with the maps, here.
+    fn count(&mut self, subject: Subject, added: bool) {
+        let counter = match Slot::of(subject) {
+            Slot::V4(_) | Slot::V6(_) => None,
+            Slot::V6Host(_) => Some(&mut self.hosts_v6),
+            Slot::CidrV4(_) => Some(&mut self.prefixes_v4),
+            Slot::CidrV6(_) => Some(&mut self.prefixes_v6),
+        };
+        if let Some(counter) = counter {
+            *counter = if added {
+                *counter + 1
+            } else {
+                counter.saturating_sub(1)
+            };
+        }
+        let (filter, bits) = match subject.net() {
+            IpNet::V4(net) => (&mut self.front_v4, bits(net)),
+            // Wider prefixes than a /64 are not in the filter; their flag makes the program go past it.
+            IpNet::V6(net) if net.prefix_len() < 64 => return,
+            IpNet::V6(net) => {
+                let bit = layout::bit_v6(upper(net.addr()));
+                (&mut self.front_v6, bit..=bit)
+            }
+        };
+        for bit in bits {
+            if added {
+                filter.add(bit);
+            } else {
+                filter.remove(bit);
+            }
+        }
+    }
+
+    /// Brings what `count` has changed into the kernel. What could not be written is written with the next change.
+    fn write_counts(&mut self) -> Result<()> {
+        self.front_v4.write()?;
+        self.front_v6.write()?;
+        if self.flags() != self.written_flags {
+            self.write_settings()?;
+        }
+        Ok(())
+    }
+
+    fn flags(&self) -> u32 {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        flag(self.mode == Mode::Enforce, settings::ENFORCE)
+            | flag(self.prefixes_v4 > 0, settings::CIDR_V4)
+            | flag(self.prefixes_v6 > 0, settings::CIDR_V6)
+            | flag(self.hosts_v6 > 0, settings::HOST_V6)
+    }
+
+    fn write_settings(&mut self) -> Result<()> {
+        let flags = self.flags();
+        let settings = Settings {
+            schema: SCHEMA,
+            flags,
+            sample_below: self.sample_below,
+        };
+        self.settings.set(0, settings, 0).map_err(explain::write)?;
+        self.written_flags = flags;
+        Ok(())
+    }
+
+    /// Enters many new bans with few system calls; one result for each, in order.
+    fn put_new(&mut self, bans: &[(Subject, u64)]) -> Vec<Result<()>> {
+        let mut results: Vec<Result<()>> = bans.iter().map(|_| Ok(())).collect();
+        let (mut v4, mut v6) = (Bulk::default(), Bulk::default());
+        for (index, (subject, deadline)) in bans.iter().enumerate() {
+            let value = Value::new(*deadline, 0);
+            match Slot::of(*subject) {
+                Slot::V4(key) => v4.push(index, key, value),
+                Slot::V6(key) => v6.push(index, key, value),
+                _ => results[index] = self.put(*subject, *deadline),
+            }
+        }
+        let failed = v4.write(&self.bulk_v4).chain(v6.write(&self.bulk_v6));
+        for (index, error) in failed.collect::<Vec<_>>() {
+            let (subject, _) = bans[index];
+            results[index] = Err(explain::put(error, subject));
+        }
+        for ((subject, _), result) in bans.iter().zip(&results) {
+            if result.is_ok() && self.noted.insert(*subject) {
+                self.count(*subject, true);
+            }
+        }
+        if let Err(error) = self.write_counts() {
+            // Entries that the program does not look for are no bans. The filter is written with the next change.
+            let why = format!("{error:#}");
+            for result in results.iter_mut().filter(|result| result.is_ok()) {
+                *result = Err(anyhow!("{why}"));
+            }
+        }
+        results
+    }
+
+    /// Goes through all ban maps.
+    fn each<T>(&self, mut make: impl FnMut(Subject, Value) -> T) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        let mut push = |net: IpNet, value| all.push(make(Subject::of_net(net), value));
+        let v4 = |octets: [u8; 4], prefix: u32| prefix_of(Ipv4Addr::from(octets).into(), prefix);
+        let v6 = |octets: [u8; 16], prefix: u32| prefix_of(Ipv6Addr::from(octets).into(), prefix);
+        for (key, value) in self.bulk_v4.read()? {
+            push(v4(key, 32)?, value);
+        }
+        for (key, value) in self.bulk_v6.read()? {
+            push(
+                prefix_of(
+                    Ipv6Addr::from(u128::from(u64::from_be_bytes(key)) << 64).into(),
+                    64,
+                )?,
+                value,
+            );
+        }
+        for (key, value) in self.bulk_v6_host.read()? {
+            push(v6(key, 128)?, value);
+        }
+        for item in &self.cidr_v4 {
+            let (key, value) = item?;
+            push(v4(key.data(), key.prefix_len())?, value);
+        }
+        for item in &self.cidr_v6 {
+            let (key, value) = item?;
+            push(v6(key.data(), key.prefix_len())?, value);
+        }
+        Ok(all)
+    }
+
+    /// Attaches one interface: through the pinned link where there is one, so that no packet slips past between the
+    /// old program and the new one. Says whether there was none that worked.
+    fn attach(&mut self, interface: &str) -> Result<bool> {
+        for flavour in Flavour::ALL {
+            let pin = self.pins.link(interface, flavour.name());
+            if !pin.exists() {
+                continue;
+            }
+            match self.replace(&pin) {
+                Ok(()) => {
+                    self.flavour = flavour;
+                    return Ok(false);
+                }
+                // The interface that it was attached to is gone, or somebody has detached it.
+                Err(error) if explain::is_severed(&error) => {
+                    warn!("the program was detached from {interface}: attaching anew");
+                    std::fs::remove_file(&pin)
+                        .with_context(|| format!("cannot remove {}", pin.display()))?;
+                }
+                Err(error) => {
+                    return Err(error.context(format!(
+                        "cannot take over the program on {interface}; the old one goes on"
+                    )));
+                }
+            }
+        }
+        self.pins.make()?;
+        // A program with another layout of maps: those of this one are filled, so one switch replaces it.
+        for flavour in Flavour::ALL {
+            for pin in self.pins.links_of_other_schemas(interface, flavour.name()) {
+                if let Err(error) = self.replace(&pin) {
+                    warn!("{} cannot be taken over: {error:#}", pin.display());
+                    continue;
+                }
+                FdLink::from(PinnedLink::from_pin(&pin)?)
+                    .pin(self.pins.link(interface, flavour.name()))
+                    .with_context(|| format!("cannot pin the link of {interface}"))?;
+                std::fs::remove_file(&pin)
+                    .with_context(|| format!("cannot remove {}", pin.display()))?;
+                self.flavour = flavour;
+                return Ok(false);
+            }
+        }
+        let program = program(&mut self.ebpf)?;
+        let id = program
+            .attach(interface, self.wanted.mode())
+            .map_err(|error| explain::attach(error, interface, self.wanted.name()))?;
+        let link = FdLink::try_from(program.take_link(id)?).map_err(|_| {
+            anyhow!("this kernel has no XDP links (they came with 5.9), so a ban would end with the agent: upgrade it")
+        })?;
+        // A link that is pinned outlives its descriptor.
+        link.pin(self.pins.link(interface, self.wanted.name()))
+            .with_context(|| format!("cannot pin the link of {interface}"))?;
+        Ok(true)
+    }
+
+    /// Makes this program the one behind a pinned link; nothing happens where it is that already. Fails where the link is
+    /// attached to nothing any more.
+    fn replace(&mut self, pin: &Path) -> Result<()> {
+        let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
+        let program = program(&mut self.ebpf)?;
+        let id = program.attach_to_link(link)?;
+        // The pin keeps it attached; the descriptor is not needed.
+        drop(program.take_link(id)?);
+        Ok(())
+    }
+}
+
+impl Enforcer for Xdp {
+    fn backend(&self) -> Backend {
+        match self.flavour {
+            Flavour::Native => Backend::XdpNative,
+            Flavour::Generic => Backend::XdpGeneric,
+        }
+    }
+
+    fn place(&self) -> String {
+        self.interfaces.join(", ")
+    }
+
+    fn set_mode(&mut self, mode: Mode) -> Result<()> {
+        let before = std::mem::replace(&mut self.mode, mode);
+        self.write_settings().inspect_err(|_| self.mode = before)
+    }
+
+    fn set_allowlist(&mut self, allow: &[IpNet]) -> Result<()> {
+        let wanted: BTreeSet<IpNet> = allow
+            .iter()
+            .map(|net| Subject::of_net(*net).net())
+            .collect();
+        for net in &wanted {
+            match net {
+                IpNet::V4(net) => self.allow_v4.insert(
+                    &Key::new(net.prefix_len().into(), net.addr().octets()),
+                    0,
+                    0,
+                ),
+                IpNet::V6(net) => self.allow_v6.insert(
+                    &Key::new(net.prefix_len().into(), net.addr().octets()),
+                    0,
+                    0,
+                ),
+            }
+            .map_err(explain::write)?;
+        }
+        // New entries first, then the old ones go: nobody who is on both lists is off it in between.
+        let v4: Vec<_> = self.allow_v4.keys().collect::<Result<_, _>>()?;
+        for key in v4 {
+            if !wanted.contains(&prefix_of(
+                Ipv4Addr::from(key.data()).into(),
+                key.prefix_len(),
+            )?) {
+                self.allow_v4.remove(&key)?;
+            }
+        }
+        let v6: Vec<_> = self.allow_v6.keys().collect::<Result<_, _>>()?;
+        for key in v6 {
+            if !wanted.contains(&prefix_of(
+                Ipv6Addr::from(key.data()).into(),
+                key.prefix_len(),
+            )?) {
+                self.allow_v6.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
+        let now = clock::boot();
+        let mut results = Vec::with_capacity(changes.len());
+        // New bans in a row are entered together.
+        let mut new: Vec<(Subject, u64)> = Vec::new();
+        let mut among_new = HashSet::new();
+        for change in changes {
+            let (subject, deadline) = match *change {
+                Change::Ban(subject, Lifetime::Permanent) => (subject, Some(ban::PERMANENT)),
+                Change::Ban(subject, Lifetime::For(left)) => {
+                    let end = u64::try_from((now + left).as_nanos()).unwrap_or(ban::PERMANENT);
+                    (subject, Some(end))
+                }
+                Change::Unban(subject) => (subject, None),
+            };
+            match deadline {
+                Some(deadline) if !self.noted.contains(&subject) && among_new.insert(subject) => {
+                    new.push((subject, deadline));
+                }
+                deadline => {
+                    results.append(&mut self.put_new(&std::mem::take(&mut new)));
+                    among_new.clear();
+                    results.push(match deadline {
+                        Some(deadline) => self.put(subject, deadline),
+                        None => self.delete(subject),
+                    });
+                }
+            }
+        }
+        results.append(&mut self.put_new(&new));
+        results
+    }
+
+    fn entries(&mut self) -> Result<Vec<Entry>> {
+        let now = clock::boot();
+        let entries = self.each(|subject, value| Entry {
+            subject,
+            lifetime: match value.deadline {
+                ban::PERMANENT => Lifetime::Permanent,
+                deadline => Lifetime::For(Duration::from_nanos(deadline).saturating_sub(now)),
+            },
+            hits: value.hits,
+            last_seen: (value.hits > 0)
+                .then(|| now.saturating_sub(Duration::from_secs(u64::from(value.last_seen)))),
+        })?;
+        // What somebody else has put there counts from now on, so that taking it away takes nobody else's bit.
+        for entry in &entries {
+            if self.noted.insert(entry.subject) {
+                self.count(entry.subject, true);
+            }
+        }
+        self.write_counts()?;
+        Ok(entries)
+    }
+
+    fn counters(&mut self) -> Result<Counters> {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        Counter::ALL
+            .into_iter()
+            .map(|counter| {
+                let each_cpu = self.stats.get(&(counter as u32), 0)?;
+                Ok((counter.name(), each_cpu.iter().sum()))
+            })
+            .collect()
+    }
+
+    fn activate(&mut self) -> Result<bool> {
+        let (mut attached, mut done) = (Vec::new(), Ok(()));
+        for interface in self.interfaces.clone() {
+            match self.attach(&interface) {
+                Ok(true) => attached.push(interface),
+                Ok(false) => {}
+                // The others are guarded all the same.
+                Err(error) => done = done.and(Err(error)),
+            }
+        }
+        if !self.active && done.is_err() {
+            // What an earlier run had attached stays.
+            for interface in &attached {
+                self.pins.release(interface);
+            }
+            self.pins.remove_unless_attached();
+        } else {
+            self.pins.release_links_except(&self.interfaces);
+            if !self.active {
+                self.pins.remove_other_schemas();
+            }
+            self.active = true;
+        }
+        done.map(|()| !attached.is_empty())
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // Links that this run has taken over are still held here.
+        if let Ok(program) = program(&mut self.ebpf) {
+            match program.unload() {
+                Ok(()) | Err(ProgramError::NotLoaded) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.pins.remove()
+    }
+}
+
+/// Takes out of the kernel whatever a run with this pin folder has left there.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn remove_leftovers(pin_dir: &Path) -> Result<bool> {
+    let pins = Pins::at(pin_dir);
+    let found = pins.exist();
+    pins.remove_other_schemas();
+    pins.remove()?;
+    Ok(found)
+}
+
+/// A pinned hash map, for batch calls.
+struct MapFile(MapData);
+
+impl MapFile {
+    fn open(pin: &Path) -> Result<Self> {
+        let map =
+            MapData::from_pin(pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        Ok(Self(map))
+    }
+
+    fn read<K: aya::Pod + Default>(&self) -> Result<Vec<(K, Value)>> {
+        batch::read(self.0.fd(), Value::new(0, 0)).context("cannot read a ban map")
+    }
+}
+
+/// New entries of one map, each with its place among the changes.
+struct Bulk<K> {
+    places: Vec<usize>,
+    keys: Vec<K>,
+    values: Vec<Value>,
+}
+
+impl<K> Default for Bulk<K> {
+    fn default() -> Self {
+        Self {
+            places: Vec::new(),
+            keys: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+}
+
+impl<K: aya::Pod> Bulk<K> {
+    fn push(&mut self, place: usize, key: K, value: Value) {
+        self.places.push(place);
+        self.keys.push(key);
+        self.values.push(value);
+    }
+
+    /// Writes all that can be written; returns the others, each with its reason.
+    fn write(self, map: &MapFile) -> impl Iterator<Item = (usize, io::Error)> {
+        let mut failed = Vec::new();
+        let mut from = 0;
+        while from < self.keys.len() {
+            let (written, error) =
+                batch::update(map.0.fd(), &self.keys[from..], &self.values[from..]);
+            from += written;
+            if let Some(error) = error {
+                failed.push((self.places[from], error));
+                from += 1;
+            }
+        }
+        failed.into_iter()
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Program> {
+    let program = ebpf
+        .program_mut(names::PROGRAM)
+        .context("the embedded object has no program of ours")?;
+    Ok(program.try_into()?)
+}
+
+/// A CIDR ban knows its own length, so that the program can look behind it when it has run out.
+fn with_prefix(value: Value, length: u32) -> Value {
+    let others = value.flags & ((1 << ban::PREFIX_SHIFT) - 1);
+    Value {
+        flags: others | length << ban::PREFIX_SHIFT,
+        ..value
+    }
+}
+
+fn prefix_of(address: IpAddr, prefix: u32) -> Result<IpNet> {
+    let prefix = u8::try_from(prefix).context("a prefix length in a map")?;
+    IpNet::new(address, prefix).context("a prefix length in a map")
+}
+
+fn upper(address: Ipv6Addr) -> u64 {
+    u64::from_be_bytes(address.octets().first_chunk().copied().unwrap_or_default())
+}
+
+/// The bits of the front filter that an IPv4 prefix covers.
+fn bits(net: Ipv4Net) -> RangeInclusive<u32> {
+    layout::bit_v4(net.network().into())..=layout::bit_v4(net.broadcast().into())
+}

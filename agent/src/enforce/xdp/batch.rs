@@ -1,0 +1,140 @@
+//! Batch system calls on hash maps, which aya 0.14 does not have: many entries a call. The one file with `unsafe` in the
+//! agent.
+#![expect(
+    unsafe_code,
+    reason = "bpf(2) takes addresses; each call says why its own are sound"
+)]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+use aya::Pod;
+use nix::libc;
+
+/// `BPF_MAP_LOOKUP_BATCH`, as in the kernel's `enum bpf_cmd`.
+const LOOKUP: libc::c_int = 24;
+/// `BPF_MAP_UPDATE_BATCH`.
+const UPDATE: libc::c_int = 26;
+
+/// Entries that are read with one call. A bucket that holds more than there is room for is asked for again with more.
+const CHUNK: usize = 16_384;
+
+/// The part of the kernel's `union bpf_attr` that batch commands use.
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes entries, in order; returns how many were written, and what stopped it before the end.
+///
+/// The kernel's key and value sizes must be those of `K` and `V`, as those of a map that aya has opened for them are.
+pub(super) fn update<K: Pod, V: Pod>(
+    map: &impl AsFd,
+    keys: &[K],
+    values: &[V],
+) -> (usize, Option<io::Error>) {
+    let count = keys.len().min(values.len());
+    let Ok(wanted) = u32::try_from(count) else {
+        return (0, Some(io::ErrorKind::InvalidInput.into()));
+    };
+    if wanted == 0 {
+        return (0, None);
+    }
+    let mut attr = Attr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: wanted,
+        map_fd: descriptor(map),
+        ..Attr::default()
+    };
+    // SAFETY: both slices hold `count` plain values of the map's sizes and outlive the call, which only reads them.
+    let result = unsafe { bpf(UPDATE, &mut attr) };
+    match result {
+        Ok(()) => (count, None),
+        // The kernel says how many it has done; an error before the first leaves the field as it was.
+        Err(error) if attr.count < wanted => (attr.count as usize, Some(error)),
+        Err(error) => (0, Some(error)),
+    }
+}
+
+/// Reads every entry of a hash map. Entries that come or go meanwhile may or may not be among them.
+///
+/// The kernel's key and value sizes must be those of `K` and `V`, as those of a map that aya has opened for them are.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn read<K: Pod + Default, V: Pod>(map: &impl AsFd, blank: V) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut chunk = CHUNK;
+    // For a hash map this is the number of the next bucket.
+    let (mut from, mut to) = (0u32, 0u32);
+    let mut begun = false;
+    let (mut keys, mut values) = (vec![K::default(); chunk], vec![blank; chunk]);
+    loop {
+        let mut attr = Attr {
+            in_batch: if begun { &raw const from as u64 } else { 0 },
+            out_batch: &raw mut to as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(chunk).unwrap_or(u32::MAX),
+            map_fd: descriptor(map),
+            ..Attr::default()
+        };
+        // SAFETY: both vectors hold `count` plain values of the map's sizes, for which every bit pattern is valid; they,
+        // `from` and `to` outlive the call, and nothing else refers to them.
+        let result = unsafe { bpf(LOOKUP, &mut attr) };
+        let (found, at_end) = match result {
+            Ok(()) => (attr.count as usize, false),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => (attr.count as usize, true),
+                Some(libc::ENOSPC) => {
+                    chunk *= 2;
+                    keys.resize(chunk, K::default());
+                    values.resize(chunk, blank);
+                    continue;
+                }
+                Some(libc::EINTR) => continue,
+                _ => return Err(error),
+            },
+        };
+        let found = found.min(chunk);
+        all.extend(
+            keys[..found]
+                .iter()
+                .copied()
+                .zip(values[..found].iter().copied()),
+        );
+        if at_end {
+            return Ok(all);
+        }
+        (from, begun) = (to, true);
+    }
+}
+
+fn descriptor(map: &impl AsFd) -> u32 {
+    // Descriptors of open files are not negative.
+    map.as_fd().as_raw_fd().unsigned_abs()
+}
+
+/// # Safety
+/// The addresses in `attr` must be valid for what `command` does with them.
+unsafe fn bpf(command: libc::c_int, attr: &mut Attr) -> io::Result<()> {
+    // SAFETY: `attr` is as large as is said; its addresses are the caller's promise.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

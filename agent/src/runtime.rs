@@ -1,0 +1,683 @@
+//! The loop around the engine: inputs in, by priority; commands out, waiting for none of them.
+
+pub mod clock;
+pub mod shutdown;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
+use portcullis_engine::{
+    Ban, Command, Engine, Event, Origin, Outcome, Refusal, Snapshot, Subject, Term, Timestamp,
+    command::{Action, Change},
+    ledger::Length,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    audit::History,
+    config::{self, Config},
+    control::{self, Reply, Request},
+    enforce::{
+        self, Backend, Drift, Lifetime, Mode,
+        worker::{Job, Latency, Worker},
+    },
+    host,
+    notify::{self, Notifier, slack},
+    source::{self, Batch},
+    store::{self, Store},
+};
+
+/// Outcomes and requests that may wait; whoever sends more waits.
+const QUEUE: usize = 1024;
+/// Time passes for the engine so often.
+const TICK: Duration = Duration::from_millis(250);
+/// A malformed line is shown in the log at most so often; all are counted.
+const SHOW_MALFORMED: Duration = Duration::from_secs(10);
+/// The source's position is made durable so often.
+const SAVE_CHECKPOINT: Duration = Duration::from_secs(1);
+
+/// At the end, the back end is waited for so long from one outcome to the next.
+const LAST_OUTCOME: Duration = Duration::from_secs(5);
+
+/// Everything that `portcullis status` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// This agent's version.
+    pub version: String,
+    /// How long it has been running.
+    pub uptime_secs: u64,
+    /// What happens to banned sources.
+    pub mode: Mode,
+    /// Which back end is at work.
+    pub backend: Backend,
+    /// Where.
+    pub place: String,
+    /// Why the back ends before it are not.
+    pub refused: Vec<String>,
+    /// The engine.
+    pub engine: Snapshot,
+    /// Bans by step of the schedule; step 0 holds those without one.
+    pub bans_by_tier: BTreeMap<u32, usize>,
+    /// Packets by reason.
+    pub counters: BTreeMap<String, u64>,
+    /// From a line being read to its ban being in force.
+    pub latency: Latency,
+    /// What the kernel had to be brought back from.
+    pub drift: Drift,
+    /// Connections of banned sources that were ended.
+    pub ended_connections: u64,
+    /// Why the newest change of the kernel failed, until one succeeds.
+    pub enforce_error: Option<String>,
+    /// Changes that wait for the back end beside its queue.
+    pub enforce_aside: usize,
+    /// Changes that were overtaken there by newer ones, and are on no record.
+    pub enforce_overtaken: u64,
+    /// The log.
+    pub source: source::Status,
+    /// Slack.
+    pub slack: notify::Status,
+    /// Changes of the ledger that are not on disk yet.
+    pub store_pending: usize,
+    /// Events that never came into the history.
+    pub history_lost: u64,
+}
+
+/// What `portcullis ban` answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Banned {
+    /// When the ban ends.
+    pub term: Term,
+    /// Are its packets only counted?
+    pub observed: bool,
+    /// Parts of the subject that the allowlist keeps out of it.
+    pub spared: Vec<IpNet>,
+}
+
+/// One ban, as `portcullis bans` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BanRow {
+    /// The ban.
+    #[serde(flatten)]
+    pub ban: Ban,
+    /// Packets that it has matched; none when the kernel has no entry for it.
+    pub hits: Option<u64>,
+    /// How long ago the newest of them was.
+    pub last_seen_secs: Option<u64>,
+    /// What is left of it; none when it is permanent.
+    pub remaining_secs: Option<u64>,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, one sentence with the remedy; or what broke it.
+pub async fn run(config: Config) -> Result<()> {
+    let stop = shutdown::signal()?;
+    let (store, mut contents) = Store::open(&config.state_dir)?;
+    let forgotten = forget_observed(&mut contents, config.mode);
+    let history = History::open(&store::history_path(&config.state_dir))?;
+    let (notifier, slack) = start_slack(&config.slack);
+
+    let now = clock::wall();
+    let mut settings = config.engine.clone();
+    if config.allow_host {
+        for (net, why) in host::protected() {
+            debug!("{net} is never banned: {why}");
+            settings.allow.push(net);
+        }
+    }
+    let allow: Vec<IpNet> = settings.allow.clone();
+    let max_bans = u32::try_from(settings.max_bans).unwrap_or(u32::MAX);
+    let engine = Engine::new(settings, contents.saved, now);
+
+    // Everything that says that another agent is here, before the kernel is touched: it would lose its bans to us.
+    let uses_pins = |backend: &Backend| matches!(backend, Backend::XdpNative | Backend::XdpGeneric);
+    let _lock = if config.enforce.backends.iter().any(uses_pins) {
+        enforce::xdp::lock(&config.enforce.pin_dir)?
+    } else {
+        None
+    };
+    let (request_sender, requests) = mpsc::channel(QUEUE);
+    let socket = control::serve(&config.control, request_sender)?;
+
+    // The log too: a start that cannot be is not to touch the kernel. Lines wait until the loop takes them.
+    let source_settings = source::Settings {
+        path: config.source.log.clone(),
+        start: config.source.start,
+        max_line_bytes: config.source.max_line_bytes,
+    };
+    let (batch_sender, batches) = mpsc::channel(source::QUEUE);
+    let source = source::start(source_settings, contents.checkpoint, batch_sender).await?;
+
+    // What the ledger holds is in force before the first line is worked on.
+    let intent = intent(&engine, now);
+    let chosen = {
+        let (enforce, mode) = (config.enforce.clone(), config.mode);
+        tokio::task::spawn_blocking(move || {
+            enforce::choose(&enforce, mode, max_bans, &allow, &intent)
+        })
+        .await??
+    };
+    let (outcome_sender, mut outcomes) = mpsc::channel(QUEUE);
+    let worker = Worker::start(chosen, outcome_sender)?;
+
+    let mut agent = Agent {
+        mode: config.mode,
+        started: clock::boot(),
+        engine,
+        worker,
+        store,
+        history,
+        notifier,
+        counters: source.counters,
+        checkpoint: None,
+        saved: clock::boot(),
+        malformed: Malformed::default(),
+        reading: None,
+        waiting: Vec::new(),
+        lifted: Vec::new(),
+    };
+    agent.store.save_mode(config.mode);
+    if let Some(forgotten) = forgotten {
+        for change in &forgotten.changes {
+            agent.store.save(change);
+        }
+        agent.record(&Event::new(now, Action::Notice, forgotten.words));
+    }
+    let observing = match config.mode {
+        Mode::Observe => ", observe mode: nothing is dropped",
+        Mode::Enforce => ", enforce mode",
+    };
+    agent.record(&Event::new(
+        now,
+        Action::Start,
+        format!(
+            "{} on {}{observing}",
+            agent.worker.backend, agent.worker.place
+        ),
+    ));
+    info!("following {}", config.source.log.display());
+    let result = agent
+        .work(stop, batches, &mut outcomes, requests, &config.enforce)
+        .await;
+
+    drop(socket);
+    let why = result
+        .as_ref()
+        .map_or_else(|error| format!("{error:#}"), |signal| (*signal).to_owned());
+    agent.stop(&why, outcomes).await;
+    if let Some(task) = slack {
+        task.await.context("the Slack task has panicked")?;
+    }
+    result.map(drop)
+}
+
+/// What was only observed, and is not held against anybody.
+struct Forgotten {
+    changes: Vec<Change>,
+    words: String,
+}
+
+/// The first day of enforcement does not begin with what was decided while nothing was dropped: whoever was never kept
+/// out has had no warning. Operators' bans stay.
+fn forget_observed(contents: &mut store::Contents, mode: Mode) -> Option<Forgotten> {
+    if contents.mode != Some(Mode::Observe) || mode != Mode::Enforce {
+        return None;
+    }
+    let saved = &mut contents.saved;
+    let (kept, observed): (Vec<Ban>, Vec<Ban>) = std::mem::take(&mut saved.bans)
+        .into_iter()
+        .partition(|ban| ban.origin == Origin::Operator);
+    let offences = std::mem::take(&mut saved.offences);
+    let words = format!(
+        "from observe to enforce mode: {} bans and the offences of {} sources that were only observed are forgotten; {} bans \
+         by operators are enforced from now on",
+        observed.len(),
+        offences.len(),
+        kept.len()
+    );
+    saved.bans = kept;
+    let bans = observed.into_iter().map(|ban| Change::Unban(ban.subject));
+    let offences = offences
+        .into_iter()
+        .map(|(subject, _)| Change::Forget(subject));
+    Some(Forgotten {
+        changes: bans.chain(offences).collect(),
+        words,
+    })
+}
+
+/// Slack, if it is configured. A host that cannot call for help is guarded all the same.
+fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
+    let Some(file) = &config.webhook_file else {
+        return (Notifier::off(), None);
+    };
+    let started = slack::read_webhook(file).and_then(|webhook| {
+        slack::start(slack::Settings {
+            webhook,
+            host: host::name(),
+            dashboard: config.dashboard.clone(),
+            runbook: config.runbook.clone(),
+            min_interval: config.min_interval,
+            queue: config.queue,
+            timeout: config.timeout,
+        })
+    });
+    match started {
+        Ok((notifier, task)) => (notifier, Some(task)),
+        Err(problem) => {
+            error!("Slack is not told of anything: {problem:#}");
+            (Notifier::broken(&format!("{problem:#}")), None)
+        }
+    }
+}
+
+struct Agent {
+    mode: Mode,
+    started: Duration,
+    engine: Engine,
+    worker: Worker,
+    store: Store,
+    history: History,
+    notifier: Notifier,
+    counters: std::sync::Arc<source::Counters>,
+    /// Newest position of the source that is not saved yet.
+    checkpoint: Option<source::checkpoint::Checkpoint>,
+    /// When one was saved, on the boot clock.
+    saved: Duration,
+    malformed: Malformed,
+    /// When the lines that are being worked on were read, on the boot clock.
+    reading: Option<Duration>,
+    /// Operators who wait for a change to be in force; as many as there are connections, which are bounded.
+    waiting: Vec<(Subject, Wish, oneshot::Sender<Reply>)>,
+    /// Those who wait for all bans to be lifted, and how many those were.
+    lifted: Vec<(usize, oneshot::Sender<Reply>)>,
+}
+
+/// What an operator waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Ban,
+    Unban,
+}
+
+/// Malformed lines since one was last shown.
+#[derive(Default)]
+struct Malformed {
+    shown: Option<Duration>,
+    since: u64,
+}
+
+impl Agent {
+    async fn work(
+        &mut self,
+        stop: impl Future<Output = &'static str>,
+        mut batches: mpsc::Receiver<Batch>,
+        outcomes: &mut mpsc::Receiver<Outcome>,
+        mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
+        config: &config::Enforce,
+    ) -> Result<&'static str> {
+        tokio::pin!(stop);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut reconcile, mut repair) = (interval(config.reconcile), interval(config.repair));
+        for timer in [&mut reconcile, &mut repair] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            timer.reset();
+        }
+        self.dispatch();
+        loop {
+            // In order of urgency; each but the last is rare or bounded, so the lines get their turn.
+            tokio::select! {
+                biased;
+                signal = &mut stop => return Ok(signal),
+                Some(outcome) = outcomes.recv() => self.outcome(outcome),
+                Some((request, reply)) = requests.recv() => self.request(request, reply),
+                _ = tick.tick() => {
+                    self.engine.tick(clock::wall());
+                    self.save_checkpoint();
+                    self.worker.catch_up();
+                    self.answer_lifted();
+                    self.waiting.retain(|(_, _, reply)| !reply.is_closed());
+                    if !self.worker.is_alive() {
+                        bail!("the thread of the back end has ended; bans that stand are still enforced by the kernel");
+                    }
+                }
+                _ = reconcile.tick() => {
+                    let engine = &self.engine;
+                    self.worker.reconcile(|| intent(engine, clock::wall()));
+                }
+                _ = repair.tick() => self.worker.repair(),
+                batch = batches.recv() => match batch {
+                    Some(batch) => self.batch(batch),
+                    None => bail!("the thread that reads the log has ended"),
+                },
+            }
+            self.dispatch();
+        }
+    }
+
+    fn batch(&mut self, batch: Batch) {
+        self.reading = Some(batch.read);
+        for line in batch.lines() {
+            if let Err(problem) = self.engine.line(line, clock::wall()) {
+                self.malformed(line, &problem.to_string());
+            }
+            // At once: the next packet of whoever was flagged by this line is to be dropped.
+            self.dispatch();
+        }
+        self.reading = None;
+        self.checkpoint = Some(batch.checkpoint);
+    }
+
+    fn malformed(&mut self, line: &[u8], problem: &str) {
+        self.malformed.since += 1;
+        let now = clock::boot();
+        if self
+            .malformed
+            .shown
+            .is_some_and(|shown| now.saturating_sub(shown) < SHOW_MALFORMED)
+        {
+            return;
+        }
+        let shown: String = String::from_utf8_lossy(line).chars().take(200).collect();
+        warn!(
+            "{} malformed lines were skipped, the newest one because it is {problem}: {shown:?}",
+            self.malformed.since
+        );
+        self.malformed = Malformed {
+            shown: Some(now),
+            since: 0,
+        };
+    }
+
+    fn save_checkpoint(&mut self) {
+        if clock::boot().saturating_sub(self.saved) >= SAVE_CHECKPOINT
+            && let Some(checkpoint) = self.checkpoint.take()
+        {
+            self.store.save_checkpoint(&checkpoint);
+            self.saved = clock::boot();
+        }
+    }
+
+    /// Carries out what the engine wants done.
+    fn dispatch(&mut self) {
+        while let Some(command) = self.engine.next_command() {
+            match command {
+                Command::Ban(ban) => self.worker.change(Job::Ban {
+                    lifetime: Lifetime::of(ban.term, clock::wall()),
+                    ban,
+                    made: clock::boot(),
+                    read: self.reading,
+                }),
+                Command::Unban(ban, cause) => self.worker.change(Job::Unban(ban, cause)),
+                Command::Save(change) => self.store.save(&change),
+                Command::Record(event) => self.record(&event),
+            }
+        }
+    }
+
+    fn record(&self, event: &Event) {
+        let observed = self.mode == Mode::Observe;
+        match event.action {
+            Action::Baseline => debug!("{}", event.line(observed)),
+            Action::Fail | Action::Alarm => warn!("{}", event.line(observed)),
+            _ => info!("{}", event.line(observed)),
+        }
+        self.history.record(event, self.mode);
+        self.notifier.tell(event, observed);
+    }
+
+    fn outcome(&mut self, outcome: Outcome) {
+        let (ban, wish, result) = match &outcome {
+            Outcome::Banned(ban, result) => (ban, Wish::Ban, result),
+            Outcome::Unbanned(ban, _, result) => (ban, Wish::Unban, result),
+        };
+        // A detector's ban of the same subject is not the answer to an operator's wish.
+        let is_answer = wish == Wish::Unban || ban.origin == Origin::Operator;
+        let is_it = |waiting: &mut (Subject, Wish, _)| {
+            is_answer && (waiting.0, waiting.1) == (ban.subject, wish)
+        };
+        let answered: Vec<_> = self.waiting.extract_if(.., is_it).collect();
+        for (subject, _, reply) in answered {
+            let answer = match (result, wish) {
+                (Ok(()), Wish::Ban) => Reply::done(&Banned {
+                    term: ban.term,
+                    observed: self.mode == Mode::Observe,
+                    spared: self.spared(ban.subject),
+                }),
+                (Ok(()), Wish::Unban) => Reply::done(&1),
+                (Err(problem), Wish::Ban) => {
+                    Reply::refused(format!("{subject} is not banned yet: {problem}"))
+                }
+                (Err(problem), Wish::Unban) => {
+                    Reply::refused(format!("{subject} is not released yet: {problem}"))
+                }
+            };
+            drop(reply.send(answer));
+        }
+        self.engine.outcome(outcome, clock::wall());
+    }
+
+    fn request(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        match request {
+            Request::Status => {
+                let status = self.status();
+                let (sender, counters) = oneshot::channel();
+                self.worker.ask(Job::Counters(sender));
+                answer(counters, reply, move |counters| {
+                    with_counters(status, counters)
+                });
+            }
+            Request::Bans => {
+                let (bans, now) = (self.engine.bans().cloned().collect(), clock::wall());
+                let (sender, entries) = oneshot::channel();
+                self.worker.ask(Job::Entries(sender));
+                answer(entries, reply, move |entries| rows(bans, &entries, now));
+            }
+            Request::Ban {
+                subject,
+                secs,
+                reason,
+            } => {
+                // It goes into logs, terminals and messages.
+                let reason = reason
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(200)
+                    .collect();
+                let length = secs.map_or(Length::Permanent, |secs| {
+                    Length::For(Duration::from_secs(secs))
+                });
+                match self.engine.ban(subject, length, reason, clock::wall()) {
+                    Ok(()) => self.waiting.push((subject, Wish::Ban, reply)),
+                    Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
+                }
+            }
+            Request::Unban { subject } => {
+                match self
+                    .engine
+                    .unban(subject, "lifted by an operator".to_owned())
+                {
+                    Ok(()) => self.waiting.push((subject, Wish::Unban, reply)),
+                    Err(refusal) => {
+                        let why = self.explain_refusal(subject, &refusal);
+                        drop(reply.send(Reply::refused(why)));
+                    }
+                }
+            }
+            Request::UnbanAll => {
+                let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
+                let lifted = subjects.into_iter().filter(|subject| {
+                    self.engine
+                        .unban(
+                            *subject,
+                            "lifted by an operator, with all others".to_owned(),
+                        )
+                        .is_ok()
+                });
+                let lifted = lifted.count();
+                self.dispatch();
+                self.lifted.push((lifted, reply));
+                self.answer_lifted();
+            }
+        }
+    }
+
+    /// Whoever has lifted all bans is answered when the back end has them all: behind them in its queue.
+    fn answer_lifted(&mut self) {
+        if self.worker.aside() > 0 {
+            return;
+        }
+        for (lifted, reply) in std::mem::take(&mut self.lifted) {
+            let (sender, done) = oneshot::channel();
+            self.worker.ask(Job::Counters(sender));
+            answer(done, reply, move |_| lifted);
+        }
+    }
+
+    /// Whom the allowlist keeps out of a ban.
+    fn spared(&self, subject: Subject) -> Vec<IpNet> {
+        let inside = |net: &&IpNet| subject.covers(Subject::of_net(**net));
+        self.engine
+            .allowlist()
+            .iter()
+            .filter(inside)
+            .copied()
+            .collect()
+    }
+
+    /// Whoever asks to lift the ban of an address usually means the one that keeps it out.
+    fn explain_refusal(&self, subject: Subject, refusal: &Refusal) -> String {
+        let around = self.engine.bans().find(|ban| ban.subject.covers(subject));
+        match around {
+            Some(ban) => format!(
+                "{subject} is banned as part of {}: lift that ban",
+                ban.subject
+            ),
+            None => refusal.to_string(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let health = self.worker.health();
+        let mut bans_by_tier = BTreeMap::new();
+        for ban in self.engine.bans() {
+            *bans_by_tier.entry(ban.tier.unwrap_or(0)).or_insert(0) += 1;
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_secs: clock::boot().saturating_sub(self.started).as_secs(),
+            mode: self.mode,
+            backend: self.worker.backend,
+            place: self.worker.place.clone(),
+            refused: self.worker.refused.clone(),
+            engine: self.engine.snapshot(),
+            bans_by_tier,
+            counters: BTreeMap::new(),
+            latency: health.latency(),
+            drift: health.drift,
+            ended_connections: health.ended_connections,
+            enforce_error: health.error().map(str::to_owned),
+            enforce_aside: self.worker.aside(),
+            enforce_overtaken: self.worker.overtaken(),
+            source: self.counters.status(),
+            slack: self.notifier.status(),
+            store_pending: self.store.pending(),
+            history_lost: self.history.lost(),
+        }
+    }
+
+    /// Puts everything that is known where it survives. The kernel goes on dropping what it drops.
+    async fn stop(mut self, why: &str, mut outcomes: mpsc::Receiver<Outcome>) {
+        self.dispatch();
+        // What is aside has been decided, and is gone from the ledger: it is done before the end.
+        while self.worker.aside() > 0 {
+            let Ok(Some(outcome)) = timeout(LAST_OUTCOME, outcomes.recv()).await else {
+                error!("{} changes never reached the back end", self.worker.aside());
+                break;
+            };
+            self.outcome(outcome);
+            self.dispatch();
+            self.worker.catch_up();
+        }
+        self.worker.close();
+        // What was decided is done, and goes on record, before the last word.
+        while let Ok(Some(outcome)) = timeout(LAST_OUTCOME, outcomes.recv()).await {
+            self.outcome(outcome);
+            self.dispatch();
+        }
+        self.record(&Event::new(clock::wall(), Action::Stop, why));
+        if let Some(checkpoint) = self.checkpoint.take() {
+            self.store.save_checkpoint(&checkpoint);
+        }
+        let baseline = Box::new(self.engine.saved_baseline());
+        self.store.save(&Change::Baseline(baseline));
+        self.notifier.close();
+    }
+}
+
+/// Answers a request once the back end has; without the runtime's loop waiting for it.
+fn answer<T: Send + 'static, A: Serialize>(
+    from: oneshot::Receiver<Result<T>>,
+    reply: oneshot::Sender<Reply>,
+    make: impl FnOnce(T) -> A + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let read = from.await.context("the back end is too busy to answer");
+        let read = read.and_then(|read| read).map(make);
+        drop(reply.send(Reply::of(read)));
+    });
+}
+
+/// What the kernel should have.
+fn intent(engine: &Engine, now: Timestamp) -> Vec<(Subject, Lifetime)> {
+    engine
+        .bans()
+        .map(|ban| (ban.subject, Lifetime::of(ban.term, now)))
+        .collect()
+}
+
+fn with_counters(mut status: Status, counters: enforce::Counters) -> Status {
+    status.counters = counters
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect();
+    status
+}
+
+fn rows(bans: Vec<Ban>, entries: &[enforce::Entry], now: Timestamp) -> Vec<BanRow> {
+    let entries: std::collections::HashMap<Subject, &enforce::Entry> =
+        entries.iter().map(|entry| (entry.subject, entry)).collect();
+    let mut rows: Vec<BanRow> = bans
+        .into_iter()
+        .map(|ban| {
+            let entry = entries.get(&ban.subject);
+            BanRow {
+                hits: entry.map(|entry| entry.hits),
+                last_seen_secs: entry
+                    .and_then(|entry| entry.last_seen)
+                    .map(|ago| ago.as_secs()),
+                remaining_secs: match Lifetime::of(ban.term, now) {
+                    Lifetime::For(left) => Some(left.as_secs()),
+                    Lifetime::Permanent => None,
+                },
+                ban,
+            }
+        })
+        .collect();
+    rows.sort_unstable_by(|a, b| {
+        b.ban
+            .since
+            .cmp(&a.ban.since)
+            .then(a.ban.subject.cmp(&b.ban.subject))
+    });
+    rows
+}
