@@ -1,0 +1,85 @@
+//! `cargo xtask bench`: what a packet costs in the kernel, ours against peers, and how fast bans go in and out.
+//!
+//! Prints a note in Markdown. Fails only if something could not be measured; a ratio that is missed is said, not failed.
+
+#![forbid(unsafe_code)]
+
+#[path = "bench/bulk.rs"]
+mod bulk;
+#[path = "bench/cost.rs"]
+mod cost;
+#[path = "bench/live.rs"]
+mod live;
+#[path = "bench/note.rs"]
+mod note;
+#[path = "bench/source.rs"]
+mod source;
+#[path = "bench/subjects.rs"]
+mod subjects;
+#[path = "../../../ebpf/src/bin/bench/walk.rs"]
+#[expect(dead_code, reason = "the steps are the kernel's")]
+mod walk;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use portcullis_tests::lab::Lab;
+
+use note::Note;
+
+/// See what Portcullis costs in the kernel, as ratios to peers that are measured in the same run.
+///
+/// Everything happens in namespaces and on a BPF file system of its own. Needs root, iproute2, and for the peers xdp-tools,
+/// ethtool, nftables, iptables and ipset.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench --", version, max_term_width = 100)]
+struct Args {
+    /// Fewer and shorter runs: a first look, not figures to quote
+    #[arg(long)]
+    quick: bool,
+
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Nanoseconds a packet, of each program by itself
+    Cost,
+    /// Packets a second through a virtual link
+    Live,
+    /// Bans in and out by the hundred thousand
+    Bulk,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Cost, Self::Live, Self::Bulk];
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut note = Note::default();
+    for part in Part::ALL {
+        if args.parts.contains(&part)
+            && let Err(error) = measure(part, args.quick, &mut note)
+        {
+            note.problem(format!("{part:?}"), &error);
+        }
+    }
+    note.end()
+}
+
+fn measure(part: Part, quick: bool, note: &mut Note) -> Result<()> {
+    match part {
+        Part::Cost => {
+            for bans in [10_000, 1_000_000] {
+                cost::measure(bans, quick, note)?;
+            }
+            Ok(())
+        }
+        Part::Live => live::measure(quick, note),
+        Part::Bulk => bulk::measure(&Lab::new()?, quick, note),
+    }
+}

@@ -1,0 +1,74 @@
+//! The README's commands, run. (Its two `cargo xtask` commands are run by `.ci/run`, its Nginx lines by every laboratory.)
+
+use anyhow::{Context as _, Result, bail};
+use portcullis_tests::{
+    lab::{
+        Lab,
+        agent::{self, Agent, Config},
+        nginx::Nginx,
+    },
+    readme,
+};
+use serde_json::Value;
+
+#[test]
+fn every_command_of_the_readme_works() -> Result<()> {
+    let lab = Lab::new()?;
+    let nginx = Nginx::start(&lab)?;
+    let mut agent = Agent::start(&lab, &Config::new(nginx.log()))?;
+    let mut seen = Vec::new();
+    for command in readme::commands() {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let verb = *words.first().context("no verb")?;
+        seen.push(verb.to_owned());
+        match verb {
+            // The agent that is running was started by it.
+            "run" if words.len() == 1 => {}
+            "config" => {
+                let printed = agent::plain(&lab, &["config"])?.success()?;
+                let file = lab.dir().join("documented.toml");
+                std::fs::write(&file, redirected(&words, &printed)?)?;
+                let file = file.to_string_lossy();
+                agent::plain(&lab, &["check", "--config", &file])?.success()?;
+            }
+            "--help" => drop(agent::plain(&lab, &words)?.success()?),
+            "status" | "bans" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
+            // In a laboratory some of it is as it should not be; what counts is that it says so.
+            "doctor" if words.len() == 1 => {
+                let config = lab.dir().join("portcullis.toml");
+                let config = config.to_string_lossy();
+                let answer = agent::plain(&lab, &["doctor", "--json", "--config", &config])?;
+                let checks: Vec<Value> = serde_json::from_str(&answer.stdout)?;
+                let names: Vec<&Value> = checks.iter().map(|check| &check["name"]).collect();
+                assert!(checks.len() > 15, "{names:?}");
+                assert!(matches!(answer.code, Some(0 | 1)), "{answer:?}");
+            }
+            // Follows for ever; the end-to-end tests do.
+            "drops" if words.len() == 1 => {
+                drop(agent::plain(&lab, &["drops", "--help"])?.success()?);
+            }
+            "detach" => {}
+            _ => bail!(
+                "the README shows `portcullis {}`, which no test runs",
+                command.join(" ")
+            ),
+        }
+    }
+    for expected in ["run", "config", "status", "bans", "ban", "unban", "detach"] {
+        assert!(
+            seen.iter().any(|verb| verb == expected),
+            "{expected} is not in the README: {seen:?}"
+        );
+    }
+    agent.terminate(std::time::Duration::from_secs(10))?;
+    agent::detach(&lab)?.success()?;
+    Ok(())
+}
+
+/// What `portcullis config > FILE` leaves in the file.
+fn redirected<'a>(words: &[&str], printed: &'a str) -> Result<&'a str> {
+    match words {
+        ["config"] | ["config", ">", _] => Ok(printed),
+        other => bail!("not understood: {other:?}"),
+    }
+}
