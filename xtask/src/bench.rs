@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use crate::{
-    ebpf,
+    ebpf::{self, BENCH},
     setup::{self, Purpose},
     sh,
     toolchain::TARGET,
@@ -12,9 +12,8 @@ use crate::{
 /// Tells the bench where its kernel programs are.
 const OBJECT_ENV: &str = "PORTCULLIS_BENCH_OBJECT";
 
-/// Package of the bench, and its name there and in the kernel program's package.
+/// Package of the bench.
 const PACKAGE: &str = "portcullis-tests";
-const BENCH: &str = "bench";
 
 #[derive(Debug, clap::Args)]
 pub struct Bench {
@@ -28,12 +27,8 @@ pub struct Bench {
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
-    setup::ensure(Purpose::Build)?;
-    let kernel = ["--release", "--features", BENCH, "--bin", BENCH];
-    sh::run(ebpf::cargo("build")?
-            .args(kernel)
-            // As in .cargo/config.toml; that binary is a crate of its own, and loads whole words by inline assembly.
-            .env("RUSTC_BOOTSTRAP", format!("aya_ebpf,portcullis_ebpf,{BENCH}")))?;
+    setup::ensure(Purpose::Bench)?;
+    sh::run(ebpf::cargo_for_bench("build")?.arg("--release"))?;
     let object = sh::target_dir()
         .join("ebpf")
         .join(TARGET)

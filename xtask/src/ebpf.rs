@@ -56,3 +56,19 @@ pub fn cargo(subcommand: &str) -> Result<Command> {
     }
     Ok(command)
 }
+
+/// Binary and feature of the kernel programs that the bench measures with.
+pub const BENCH: &str = "bench";
+
+/// As [`cargo`], for the bench's kernel programs.
+pub fn cargo_for_bench(subcommand: &str) -> Result<Command> {
+    let mut command = cargo(subcommand)?;
+    command
+        .args(["--features", BENCH, "--bin", BENCH])
+        // As in .cargo/config.toml; that binary is a crate of its own, and loads whole words by inline assembly.
+        .env(
+            "RUSTC_BOOTSTRAP",
+            format!("aya_ebpf,portcullis_ebpf,{BENCH}"),
+        );
+    Ok(command)
+}

@@ -21,7 +21,9 @@ pub fn run() -> Result<()> {
             .args(["--all-targets", "--", "-Dwarnings"]),
     )?;
     // The kernel program is no program of the host: it is linted for its own target, by its own compiler's clippy.
-    sh::run(ebpf::cargo("clippy")?.args(["--", "-Dwarnings"]))?;
+    for mut clippy in [ebpf::cargo("clippy")?, ebpf::cargo_for_bench("clippy")?] {
+        sh::run(clippy.args(["--", "-Dwarnings"]))?;
+    }
     sh::run(
         sh::cargo()
             .args(["doc", "--no-deps", "--document-private-items"])

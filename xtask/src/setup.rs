@@ -28,6 +28,8 @@ pub enum Purpose {
     Build,
     /// The lints too.
     Lint,
+    /// The bench with its peers too.
+    Bench,
 }
 
 /// A Debian package, and what shows that what it brings is there, from wherever it came.
@@ -90,6 +92,21 @@ const CLIPPY: &[Need] = &[need(
     "lints the kernel program",
 )];
 
+/// Needed to measure: the peers, and what prepares an interface for them.
+const PEERS: &[Need] = &[
+    need(
+        "xdp-tools",
+        "xdp-filter",
+        "is a peer in the bench; not attached here",
+    ),
+    need(
+        "nftables",
+        "nft",
+        "is a peer in the bench; not enabled here",
+    ),
+    need("ethtool", "ethtool", "prepares the bench's interfaces"),
+];
+
 /// What is to be done.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
@@ -122,6 +139,9 @@ impl Plan {
                 plan.packages.extend(missing(CLIPPY));
             }
             plan.components.extend(&found.missing_components);
+        }
+        if purpose == Purpose::Bench {
+            plan.packages.extend(missing(PEERS));
         }
         plan
     }
@@ -175,7 +195,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// The verb: sets up for everything, and says so too if there was nothing to do.
+/// The verb: sets up for everything but the bench's peers, and says so too if there was nothing to do.
 pub fn run() -> Result<()> {
     if !ensure(Purpose::Lint)? {
         println!("Nothing is missing.");
@@ -340,7 +360,7 @@ mod tests {
     /// A machine that lacks nothing, with Debian's compiler.
     fn complete() -> Found {
         Found {
-            packages: [BASE, LINKER, CLIPPY]
+            packages: [BASE, LINKER, CLIPPY, PEERS]
                 .iter()
                 .copied()
                 .flatten()
@@ -420,6 +440,18 @@ mod tests {
         let plan = Plan::new(&found, Purpose::Lint);
         assert_eq!(plan.package_names(), ["rust-web-clippy"]);
         assert_eq!(plan.components, ["clippy"]);
+    }
+
+    #[test]
+    fn only_the_bench_needs_its_peers() {
+        let mut found = complete();
+        for peer in PEERS {
+            found.packages.remove(peer.package);
+        }
+        assert_eq!(Plan::new(&found, Purpose::Build), Plan::default());
+        assert_eq!(Plan::new(&found, Purpose::Lint), Plan::default());
+        let plan = Plan::new(&found, Purpose::Bench);
+        assert_eq!(plan.package_names(), ["xdp-tools", "nftables", "ethtool"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use super::{BASE, CLIPPY, LINKER, LINKER_VERSION, Need};
+use super::{BASE, CLIPPY, LINKER, LINKER_VERSION, Need, PEERS};
 use crate::{sh, toolchain};
 
 /// What was found.
@@ -31,7 +31,7 @@ impl Found {
     pub fn look() -> Self {
         let toolchain = toolchain::choose().ok().map(|toolchain| toolchain.name);
         Self {
-            packages: [BASE, LINKER, CLIPPY]
+            packages: [BASE, LINKER, CLIPPY, PEERS]
                 .iter()
                 .copied()
                 .flatten()
