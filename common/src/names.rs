@@ -21,6 +21,10 @@ pub const ALLOW_V6: &str = "ALLOW_V6";
 pub const FRONT_V4: &str = "FRONT_V4";
 /// Front filter of IPv6: [`crate::front::WORDS`] words.
 pub const FRONT_V6: &str = "FRONT_V6";
+/// Front filter of the IPv4 allowlist: [`crate::front::ALLOW_WORDS`] words.
+pub const ALLOW_FRONT_V4: &str = "ALLOW_FRONT_V4";
+/// Front filter of the IPv6 allowlist: [`crate::front::ALLOW_WORDS`] words.
+pub const ALLOW_FRONT_V6: &str = "ALLOW_FRONT_V6";
 /// Per-CPU totals by [`crate::stats::Counter`].
 pub const STATS: &str = "STATS";
 /// Ring buffer of [`crate::event::Sample`].

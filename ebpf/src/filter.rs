@@ -7,18 +7,18 @@
 use aya_ebpf::programs::XdpContext;
 use portcullis_common::{
     SCHEMA,
-    ban::{Entry, OBSERVE, PERMANENT, PREFIX_SHIFT},
+    ban::{Entry, OBSERVE, PREFIX_SHIFT},
     event::Sample,
     settings::{self, Settings},
     stats::Counter,
 };
 
 use crate::{
-    maps,
+    maps::{self, Now},
     packet::{self, Source},
 };
 
-/// The packet's source is banned and the ban is enforced.
+/// The packet's source is banned and the ban is enforced; counted already.
 pub struct Banned;
 
 /// Why a packet passes.
@@ -26,6 +26,8 @@ pub struct Banned;
 pub enum PassReason {
     /// No ban could match.
     Clean,
+    /// A ban matched and is not enforced; counted already.
+    Observed,
     /// Worth a counter.
     Counted(Counter),
 }
@@ -46,11 +48,12 @@ pub fn decide(ctx: &XdpContext) -> Result<Banned, PassReason> {
                 return Err(PassReason::Clean);
             }
             let settings = configured()?;
-            let entry = find_v4(address, settings.flags)?;
+            let now = maps::now();
+            let entry = find_v4(address, settings.flags, now)?;
             if maps::allowed_v4(address) {
                 return Err(Counter::Allowed.into());
             }
-            matched(ctx, entry, settings, || packet::mapped(address))
+            matched(ctx, entry, now, settings, || packet::mapped(address))
         }
         Source::V6(address) => {
             // A CIDR ban is not in the front filter of IPv6, so its flag is read first.
@@ -58,11 +61,12 @@ pub fn decide(ctx: &XdpContext) -> Result<Banned, PassReason> {
             if settings.flags & settings::CIDR_V6 == 0 && !maps::front_v6(address.prefix()) {
                 return Err(PassReason::Clean);
             }
-            let entry = find_v6(address, settings.flags)?;
+            let now = maps::now();
+            let entry = find_v6(address, settings.flags, now)?;
             if maps::allowed_v6(address) {
                 return Err(Counter::Allowed.into());
             }
-            matched(ctx, entry, settings, || address.octets())
+            matched(ctx, entry, now, settings, || address.octets())
         }
     }
 }
@@ -72,20 +76,21 @@ pub fn decide(ctx: &XdpContext) -> Result<Banned, PassReason> {
 fn matched(
     ctx: &XdpContext,
     entry: *mut Entry,
+    now: Now,
     settings: &Settings,
     source: impl FnOnce() -> [u8; 16],
 ) -> Result<Banned, PassReason> {
-    let now = maps::now();
     maps::hit(entry, now);
     let observed = settings.flags & settings::ENFORCE == 0 || maps::flags(entry) & OBSERVE != 0;
-    if maps::is_sampled(settings.sample_below) {
-        let counter = if observed {
-            Counter::WouldDrop
-        } else {
-            Counter::Dropped
-        };
+    let counter = if observed {
+        Counter::WouldDrop
+    } else {
+        Counter::Dropped
+    };
+    let earlier = maps::count(counter);
+    if maps::is_sampled(earlier, settings.sample_below) {
         maps::tell(Sample {
-            time: now,
+            time: now.nanos,
             source: source(),
             length: packet::length(ctx),
             interface: packet::interface(ctx),
@@ -94,7 +99,7 @@ fn matched(
         });
     }
     if observed {
-        return Err(Counter::WouldDrop.into());
+        return Err(PassReason::Observed);
     }
     Ok(Banned)
 }
@@ -109,10 +114,10 @@ fn configured() -> Result<&'static Settings, PassReason> {
 
 /// The most specific live ban. One past its deadline must not hide a live one that covers it.
 #[inline(always)]
-fn find_v4(address: [u8; 4], flags: u32) -> Result<*mut Entry, Counter> {
-    match live(maps::ban_v4(address), Counter::Neighbour) {
+fn find_v4(address: [u8; 4], flags: u32, now: Now) -> Result<*mut Entry, Counter> {
+    match live(maps::ban_v4(address), now, Counter::Neighbour) {
         Err(reason) if flags & settings::CIDR_V4 != 0 => {
-            cidr(32, reason, |length| maps::cidr_v4(address, length))
+            cidr(32, now, reason, |length| maps::cidr_v4(address, length))
         }
         found => found,
     }
@@ -120,17 +125,17 @@ fn find_v4(address: [u8; 4], flags: u32) -> Result<*mut Entry, Counter> {
 
 /// As [`find_v4`]: the single address first, then its /64, then wider prefixes.
 #[inline(always)]
-fn find_v6(address: packet::V6, flags: u32) -> Result<*mut Entry, Counter> {
+fn find_v6(address: packet::V6, flags: u32, now: Now) -> Result<*mut Entry, Counter> {
     let mut found = Err(Counter::Neighbour);
     if flags & settings::HOST_V6 != 0 {
-        found = live(maps::ban_v6_host(address), Counter::Neighbour);
+        found = live(maps::ban_v6_host(address), now, Counter::Neighbour);
     }
     if let Err(reason) = found {
-        found = live(maps::ban_v6(address), reason);
+        found = live(maps::ban_v6(address), now, reason);
     }
     match found {
         Err(reason) if flags & settings::CIDR_V6 != 0 => {
-            cidr(128, reason, |length| maps::cidr_v6(address, length))
+            cidr(128, now, reason, |length| maps::cidr_v6(address, length))
         }
         found => found,
     }
@@ -143,6 +148,7 @@ const NESTED: u32 = 8;
 #[inline(always)]
 fn cidr(
     mut length: u32,
+    now: Now,
     mut otherwise: Counter,
     look_up: impl Fn(u32) -> Option<*mut Entry>,
 ) -> Result<*mut Entry, Counter> {
@@ -150,7 +156,7 @@ fn cidr(
         let Some(entry) = look_up(length) else {
             return Err(otherwise);
         };
-        match live(Some(entry), otherwise) {
+        match live(Some(entry), now, otherwise) {
             Ok(entry) => return Ok(entry),
             Err(reason) => otherwise = reason,
         }
@@ -163,13 +169,17 @@ fn cidr(
     Err(otherwise)
 }
 
+/// More than a tick of the kernel, so than what [`maps::now`] is behind.
+const TICK: u64 = 20_000_000;
+
 /// The entry, if it is there and its deadline has not passed; else `otherwise`, or `Expired`. The agent that should
 /// have removed it may be late or dead. Nothing is ever deleted in the data path.
 #[inline(always)]
-fn live(entry: Option<*mut Entry>, otherwise: Counter) -> Result<*mut Entry, Counter> {
+fn live(entry: Option<*mut Entry>, now: Now, otherwise: Counter) -> Result<*mut Entry, Counter> {
     let entry = entry.ok_or(otherwise)?;
     let deadline = maps::deadline(entry);
-    if deadline != PERMANENT && deadline <= maps::now() {
+    // The clock itself is asked only close to the end; a permanent ban is never close to it.
+    if deadline <= now.nanos + TICK && deadline <= maps::clock() {
         return Err(Counter::Expired);
     }
     Ok(entry)

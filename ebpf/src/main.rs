@@ -29,11 +29,8 @@ use crate::filter::{Banned, PassReason};
 )]
 pub fn portcullis(ctx: XdpContext) -> u32 {
     match filter::decide(&ctx) {
-        Ok(Banned) => {
-            maps::count(Counter::Dropped);
-            xdp_action::XDP_DROP
-        }
-        Err(PassReason::Clean) => xdp_action::XDP_PASS,
+        Ok(Banned) => xdp_action::XDP_DROP,
+        Err(PassReason::Clean | PassReason::Observed) => xdp_action::XDP_PASS,
         Err(PassReason::Counted(counter)) => {
             let earlier = maps::count(counter);
             // Once a CPU: this path must stay as cheap as any other when every packet takes it.

@@ -9,7 +9,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns},
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
 };
@@ -41,7 +41,13 @@ static FRONT_V4: Array<u64> = Array::with_max_entries(front::WORDS, 0);
 #[map]
 static FRONT_V6: Array<u64> = Array::with_max_entries(front::WORDS, 0);
 #[map]
+static ALLOW_FRONT_V4: Array<u64> = Array::with_max_entries(front::ALLOW_WORDS, 0);
+#[map]
+static ALLOW_FRONT_V6: Array<u64> = Array::with_max_entries(front::ALLOW_WORDS, 0);
+#[map]
 static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+#[map]
+static CLOCK: PerCpuArray<Now> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SAMPLES: RingBuf = RingBuf::with_byte_size(SAMPLES_BYTES, 0);
 #[map]
@@ -103,13 +109,15 @@ pub fn cidr_v6(address: V6, length: u32) -> Option<*mut Entry> {
 /// Is the address on the allowlist?
 #[inline(always)]
 pub fn allowed_v4(address: [u8; 4]) -> bool {
-    ALLOW_V4.get(Key::new(32, address)).is_some()
+    let bit = front::allow_bit_v4(u32::from_be_bytes(address));
+    front_bit(&ALLOW_FRONT_V4, bit) && ALLOW_V4.get(Key::new(32, address)).is_some()
 }
 
 /// Is the address on the allowlist?
 #[inline(always)]
 pub fn allowed_v6(address: V6) -> bool {
-    ALLOW_V6.get(Key::new(128, address.octets())).is_some()
+    let bit = front::allow_bit_v6(address.prefix());
+    front_bit(&ALLOW_FRONT_V6, bit) && ALLOW_V6.get(Key::new(128, address.octets())).is_some()
 }
 
 /// What the agent has told us to do.
@@ -133,9 +141,9 @@ pub fn flags(entry: *mut Entry) -> u32 {
     unsafe { addr_of!((*entry).flags).read_volatile() }
 }
 
-/// Records that a packet matched; `now` is `CLOCK_BOOTTIME` in nanoseconds.
+/// Records that a packet matched.
 #[inline(always)]
-pub fn hit(entry: *mut Entry, now: u64) {
+pub fn hit(entry: *mut Entry, now: Now) {
     // Shared between CPUs, hence atomic; the target has the instruction, but core has no `AtomicU64::fetch_add` for it.
     // SAFETY: see `deadline`; the field is eight bytes and aligned to them.
     unsafe {
@@ -146,17 +154,16 @@ pub fn hit(entry: *mut Entry, now: u64) {
             options(nostack),
         );
     }
-    #[expect(clippy::cast_possible_truncation, reason = "136 years of uptime fit")]
-    let seconds = (now / 1_000_000_000) as u32;
     // SAFETY: see `deadline`; any of several racing CPUs may win.
-    unsafe { addr_of_mut!((*entry).last_seen).write_volatile(seconds) };
+    unsafe { addr_of_mut!((*entry).last_seen).write_volatile(now.seconds) };
 }
 
-/// Is this packet one of those that are told of?
+/// Is the packet that was counted after so many others one of those that are told of? By multiplicative hashing of its
+/// number (Knuth, TAOCP 3, 6.4), which spreads them evenly and costs less than a random number.
 #[inline(always)]
-pub fn is_sampled(below: u32) -> bool {
-    // SAFETY: the helper makes a number.
-    below != 0 && unsafe { bpf_get_prandom_u32() } < below
+#[expect(clippy::cast_possible_truncation, reason = "the number wraps")]
+pub fn is_sampled(earlier: u64, below: u32) -> bool {
+    (earlier as u32).wrapping_mul(0x9E37_79B1) < below
 }
 
 /// Tells of a packet, if somebody has read enough of the earlier ones.
@@ -182,9 +189,54 @@ pub fn count(counter: Counter) -> u64 {
     }
 }
 
+/// A reading of `CLOCK_BOOTTIME`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Now {
+    /// In nanoseconds.
+    pub nanos: u64,
+    /// The kernel's tick that it was read in.
+    tick: u64,
+    /// In whole seconds.
+    pub seconds: u32,
+    reserved: u32,
+}
+
+/// `CLOCK_BOOTTIME`, behind by at most one tick of the kernel (1 to 10 ms).
+///
+/// Reading the clock costs more than all else that is done to a banned packet, the number of the tick next to nothing: each
+/// CPU reads the clock once a tick.
+#[inline(always)]
+pub fn now() -> Now {
+    // SAFETY: the helper reads a number.
+    let tick = unsafe { bpf_jiffies64() };
+    let kept = CLOCK.get_ptr_mut(0);
+    if let Some(kept) = kept {
+        // SAFETY: the slot belongs to this CPU.
+        let kept = unsafe { *kept };
+        if kept.tick == tick {
+            return kept;
+        }
+    }
+    let nanos = clock();
+    #[expect(clippy::cast_possible_truncation, reason = "136 years of uptime fit")]
+    let seconds = (nanos / 1_000_000_000) as u32;
+    let now = Now {
+        nanos,
+        tick,
+        seconds,
+        reserved: 0,
+    };
+    if let Some(kept) = kept {
+        // SAFETY: as above.
+        unsafe { *kept = now };
+    }
+    now
+}
+
 /// `CLOCK_BOOTTIME` in nanoseconds.
 #[inline(always)]
-pub fn now() -> u64 {
+pub fn clock() -> u64 {
     // SAFETY: the helper reads a clock.
     unsafe { bpf_ktime_get_boot_ns() }
 }

@@ -20,6 +20,8 @@ fn maps_and_program_are_what_the_contract_says() {
         (names::ALLOW_V6, 4 + 16, 4),
         (names::FRONT_V4, 4, 8),
         (names::FRONT_V6, 4, 8),
+        (names::ALLOW_FRONT_V4, 4, 8),
+        (names::ALLOW_FRONT_V6, 4, 8),
         (names::STATS, 4, 8),
         (names::SAMPLES, 0, 0),
         (names::SETTINGS, 4, size_of::<Settings>()),
@@ -36,6 +38,10 @@ fn maps_and_program_are_what_the_contract_says() {
         assert!(name.len() <= 15, "{name} is too long for the kernel");
     }
     assert_eq!(object.maps[names::FRONT_V4].max_entries(), front::WORDS);
+    assert_eq!(
+        object.maps[names::ALLOW_FRONT_V4].max_entries(),
+        front::ALLOW_WORDS
+    );
     assert_eq!(
         object.maps[names::STATS].max_entries() as usize,
         Counter::ALL.len()

@@ -30,7 +30,7 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_common::{
     SCHEMA,
     ban::{self, Entry as Value},
@@ -90,6 +90,9 @@ impl Flavour {
     }
 }
 
+/// Whoever is banned chooses these keys, so the hash is seeded at random; it is quick, as there can be a million.
+type Subjects = HashSet<Subject, foldhash::fast::RandomState>;
+
 /// The back end.
 pub struct Xdp {
     interfaces: Vec<String>,
@@ -104,16 +107,18 @@ pub struct Xdp {
     bans_v4: HashMap<MapData, [u8; 4], Value>,
     bans_v6: HashMap<MapData, [u8; 8], Value>,
     bans_v6_host: HashMap<MapData, [u8; 16], Value>,
-    /// The same three maps once more, for batch calls.
-    bulk_v4: MapFile,
-    bulk_v6: MapFile,
-    bulk_v6_host: MapFile,
     cidr_v4: LpmTrie<MapData, [u8; 4], Value>,
     cidr_v6: LpmTrie<MapData, [u8; 16], Value>,
     allow_v4: LpmTrie<MapData, [u8; 4], u32>,
     allow_v6: LpmTrie<MapData, [u8; 16], u32>,
     front_v4: FrontFilter,
     front_v6: FrontFilter,
+    allow_front_v4: FrontFilter,
+    allow_front_v6: FrontFilter,
+    /// Prefixes that stand behind the bits of the two.
+    fronted: BTreeSet<IpNet>,
+    /// What the allowlist is to be; `None` until it is set: until then an earlier run's is in force.
+    allow: Option<BTreeSet<IpNet>>,
     stats: PerCpuArray<MapData, u64>,
     settings: Array<MapData, Settings>,
     mode: Mode,
@@ -123,7 +128,7 @@ pub struct Xdp {
     /// Attached to every interface once.
     active: bool,
     /// Every subject whose entry the program looks for.
-    noted: HashSet<Subject>,
+    noted: Subjects,
     /// How many of them are in the maps that the program asks only when told to.
     hosts_v6: usize,
     prefixes_v4: usize,
@@ -152,13 +157,11 @@ impl Slot {
     fn of(subject: Subject) -> Self {
         match subject.net() {
             IpNet::V4(net) if net.prefix_len() == 32 => Self::V4(net.addr().octets()),
-            IpNet::V4(net) => {
-                Self::CidrV4(Key::new(u32::from(net.prefix_len()), net.addr().octets()))
-            }
+            IpNet::V4(net) => Self::CidrV4(key_v4(net)),
             IpNet::V6(net) => match net.prefix_len() {
                 64 => Self::V6(upper(net.addr()).to_be_bytes()),
                 128 => Self::V6Host(net.addr().octets()),
-                length => Self::CidrV6(Key::new(u32::from(length), net.addr().octets())),
+                _ => Self::CidrV6(key_v6(net)),
             },
         }
     }
@@ -201,9 +204,6 @@ impl Xdp {
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain::load)?;
         program(&mut ebpf)?.load().map_err(explain::load)?;
-        let bulk = |name| MapFile::open(&pins.map(name));
-        let (bulk_v4, bulk_v6) = (bulk(names::BANS_V4)?, bulk(names::BANS_V6)?);
-        let bulk_v6_host = bulk(names::BANS_V6_HOST)?;
         // Only rare paths of the program log, so not being able to read that is no reason not to start.
         let logger = aya_log::EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| warn!("messages of the XDP program cannot be read: {error}"))
@@ -221,22 +221,23 @@ impl Xdp {
             bans_v4: map(names::BANS_V4)?.try_into()?,
             bans_v6: map(names::BANS_V6)?.try_into()?,
             bans_v6_host: map(names::BANS_V6_HOST)?.try_into()?,
-            bulk_v4,
-            bulk_v6,
-            bulk_v6_host,
             cidr_v4: map(names::CIDR_V4)?.try_into()?,
             cidr_v6: map(names::CIDR_V6)?.try_into()?,
             allow_v4: map(names::ALLOW_V4)?.try_into()?,
             allow_v6: map(names::ALLOW_V6)?.try_into()?,
             front_v4: FrontFilter::new(map(names::FRONT_V4)?.try_into()?),
             front_v6: FrontFilter::new(map(names::FRONT_V6)?.try_into()?),
+            allow_front_v4: FrontFilter::new(map(names::ALLOW_FRONT_V4)?.try_into()?),
+            allow_front_v6: FrontFilter::new(map(names::ALLOW_FRONT_V6)?.try_into()?),
+            fronted: BTreeSet::new(),
+            allow: None,
             stats: map(names::STATS)?.try_into()?,
             settings: map(names::SETTINGS)?.try_into()?,
             mode,
             sample_below: Settings::one_in(options.sample_one_in),
             written_flags: 0,
             active: false,
-            noted: HashSet::new(),
+            noted: Subjects::default(),
             hosts_v6: 0,
             prefixes_v4: 0,
             prefixes_v6: 0,
@@ -248,6 +249,8 @@ impl Xdp {
             xdp.count(*subject, true);
         }
         xdp.write_counts()?;
+        let allowed = xdp.allowed()?;
+        xdp.front_allowed(&allowed)?;
         xdp.write_settings()?;
         if !adopted.is_empty() {
             info!("adopted {} bans of an earlier run", adopted.len());
@@ -413,7 +416,7 @@ impl Xdp {
                 _ => results[index] = self.put(*subject, *deadline),
             }
         }
-        let failed = v4.write(&self.bulk_v4).chain(v6.write(&self.bulk_v6));
+        let failed = v4.write(&self.bans_v4).chain(v6.write(&self.bans_v6));
         for (index, error) in failed.collect::<Vec<_>>() {
             let (subject, _) = bans[index];
             results[index] = Err(explain::put(error, subject));
@@ -433,16 +436,76 @@ impl Xdp {
         results
     }
 
+    /// What the kernel's allowlist holds.
+    fn allowed(&self) -> Result<BTreeSet<IpNet>> {
+        let v4 = self.allow_v4.keys().map(|key| {
+            let key = key?;
+            prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())
+        });
+        let v6 = self.allow_v6.keys().map(|key| {
+            let key = key?;
+            prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())
+        });
+        v4.chain(v6).collect()
+    }
+
+    /// Makes the kernel's allowlist what it is to be; says whether it was not. New entries come first, then the old ones
+    /// go: nobody who is on both lists is off it in between.
+    fn fill_allowlist(&mut self) -> Result<bool> {
+        let Some(wanted) = self.allow.clone() else {
+            return Ok(false);
+        };
+        let found = self.allowed()?;
+        let both = &wanted | &found;
+        self.front_allowed(&both)?;
+        for net in wanted.difference(&found) {
+            match net {
+                IpNet::V4(net) => self.allow_v4.insert(&key_v4(*net), 0, 0),
+                IpNet::V6(net) => self.allow_v6.insert(&key_v6(*net), 0, 0),
+            }
+            .map_err(explain::write)?;
+        }
+        for net in found.difference(&wanted) {
+            match net {
+                IpNet::V4(net) => self.allow_v4.remove(&key_v4(*net)),
+                IpNet::V6(net) => self.allow_v6.remove(&key_v6(*net)),
+            }?;
+        }
+        self.front_allowed(&wanted)?;
+        Ok(found != wanted)
+    }
+
+    /// Makes the program look for these prefixes in the allowlist, and for no others.
+    fn front_allowed(&mut self, nets: &BTreeSet<IpNet>) -> Result<()> {
+        let (v4, v6) = (&mut self.allow_front_v4, &mut self.allow_front_v6);
+        let mut front = |net: &IpNet, change: fn(&mut FrontFilter, u32)| {
+            let filter = match net {
+                IpNet::V4(_) => &mut *v4,
+                IpNet::V6(_) => &mut *v6,
+            };
+            allow_bits(*net).for_each(|bit| change(filter, bit));
+        };
+        for net in nets.difference(&self.fronted) {
+            front(net, FrontFilter::add);
+        }
+        for net in self.fronted.difference(nets) {
+            front(net, FrontFilter::remove);
+        }
+        self.fronted.clone_from(nets);
+        self.allow_front_v4.write()?;
+        self.allow_front_v6.write()
+    }
+
     /// Goes through all ban maps.
     fn each<T>(&self, mut make: impl FnMut(Subject, Value) -> T) -> Result<Vec<T>> {
         let mut all = Vec::new();
         let mut push = |net: IpNet, value| all.push(make(Subject::of_net(net), value));
         let v4 = |octets: [u8; 4], prefix: u32| prefix_of(Ipv4Addr::from(octets).into(), prefix);
         let v6 = |octets: [u8; 16], prefix: u32| prefix_of(Ipv6Addr::from(octets).into(), prefix);
-        for (key, value) in self.bulk_v4.read()? {
+        for (key, value) in read(&self.bans_v4)? {
             push(v4(key, 32)?, value);
         }
-        for (key, value) in self.bulk_v6.read()? {
+        for (key, value) in read(&self.bans_v6)? {
             push(
                 prefix_of(
                     Ipv6Addr::from(u128::from(u64::from_be_bytes(key)) << 64).into(),
@@ -451,7 +514,7 @@ impl Xdp {
                 value,
             );
         }
-        for (key, value) in self.bulk_v6_host.read()? {
+        for (key, value) in read(&self.bans_v6_host)? {
             push(v6(key, 128)?, value);
         }
         for item in &self.cidr_v4 {
@@ -551,45 +614,9 @@ impl Enforcer for Xdp {
     }
 
     fn set_allowlist(&mut self, allow: &[IpNet]) -> Result<()> {
-        let wanted: BTreeSet<IpNet> = allow
-            .iter()
-            .map(|net| Subject::of_net(*net).net())
-            .collect();
-        for net in &wanted {
-            match net {
-                IpNet::V4(net) => self.allow_v4.insert(
-                    &Key::new(net.prefix_len().into(), net.addr().octets()),
-                    0,
-                    0,
-                ),
-                IpNet::V6(net) => self.allow_v6.insert(
-                    &Key::new(net.prefix_len().into(), net.addr().octets()),
-                    0,
-                    0,
-                ),
-            }
-            .map_err(explain::write)?;
-        }
-        // New entries first, then the old ones go: nobody who is on both lists is off it in between.
-        let v4: Vec<_> = self.allow_v4.keys().collect::<Result<_, _>>()?;
-        for key in v4 {
-            if !wanted.contains(&prefix_of(
-                Ipv4Addr::from(key.data()).into(),
-                key.prefix_len(),
-            )?) {
-                self.allow_v4.remove(&key)?;
-            }
-        }
-        let v6: Vec<_> = self.allow_v6.keys().collect::<Result<_, _>>()?;
-        for key in v6 {
-            if !wanted.contains(&prefix_of(
-                Ipv6Addr::from(key.data()).into(),
-                key.prefix_len(),
-            )?) {
-                self.allow_v6.remove(&key)?;
-            }
-        }
-        Ok(())
+        let nets = allow.iter().map(|net| Subject::of_net(*net).net());
+        self.allow = Some(nets.collect());
+        self.fill_allowlist().map(drop)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
@@ -597,7 +624,7 @@ impl Enforcer for Xdp {
         let mut results = Vec::with_capacity(changes.len());
         // New bans in a row are entered together.
         let mut new: Vec<(Subject, u64)> = Vec::new();
-        let mut among_new = HashSet::new();
+        let mut among_new = Subjects::default();
         for change in changes {
             let (subject, deadline) = match *change {
                 Change::Ban(subject, Lifetime::Permanent) => (subject, Some(ban::PERMANENT)),
@@ -661,7 +688,12 @@ impl Enforcer for Xdp {
     }
 
     fn activate(&mut self) -> Result<bool> {
-        let (mut attached, mut done) = (Vec::new(), Ok(()));
+        // An entry that somebody took out of it would be a banned innocent.
+        let (refilled, mut done) = match self.fill_allowlist() {
+            Ok(refilled) => (refilled, Ok(())),
+            Err(error) => (false, Err(error)),
+        };
+        let mut attached = Vec::new();
         for interface in self.interfaces.clone() {
             match self.attach(&interface) {
                 Ok(true) => attached.push(interface),
@@ -683,7 +715,7 @@ impl Enforcer for Xdp {
             }
             self.active = true;
         }
-        done.map(|()| !attached.is_empty())
+        done.map(|()| refilled || !attached.is_empty())
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -710,19 +742,8 @@ pub fn remove_leftovers(pin_dir: &Path) -> Result<bool> {
     Ok(found)
 }
 
-/// A pinned hash map, for batch calls.
-struct MapFile(MapData);
-
-impl MapFile {
-    fn open(pin: &Path) -> Result<Self> {
-        let map =
-            MapData::from_pin(pin).with_context(|| format!("cannot open {}", pin.display()))?;
-        Ok(Self(map))
-    }
-
-    fn read<K: aya::Pod + Default>(&self) -> Result<Vec<(K, Value)>> {
-        batch::read(self.0.fd(), Value::new(0, 0)).context("cannot read a ban map")
-    }
+fn read<K: aya::Pod + Default>(map: &HashMap<MapData, K, Value>) -> Result<Vec<(K, Value)>> {
+    batch::read(map, Value::new(0, 0)).context("cannot read a ban map")
 }
 
 /// New entries of one map, each with its place among the changes.
@@ -750,12 +771,11 @@ impl<K: aya::Pod> Bulk<K> {
     }
 
     /// Writes all that can be written; returns the others, each with its reason.
-    fn write(self, map: &MapFile) -> impl Iterator<Item = (usize, io::Error)> {
+    fn write(self, map: &HashMap<MapData, K, Value>) -> impl Iterator<Item = (usize, io::Error)> {
         let mut failed = Vec::new();
         let mut from = 0;
         while from < self.keys.len() {
-            let (written, error) =
-                batch::update(map.0.fd(), &self.keys[from..], &self.values[from..]);
+            let (written, error) = batch::update(map, &self.keys[from..], &self.values[from..]);
             from += written;
             if let Some(error) = error {
                 failed.push((self.places[from], error));
@@ -787,6 +807,14 @@ fn prefix_of(address: IpAddr, prefix: u32) -> Result<IpNet> {
     IpNet::new(address, prefix).context("a prefix length in a map")
 }
 
+fn key_v4(net: Ipv4Net) -> Key<[u8; 4]> {
+    Key::new(net.prefix_len().into(), net.addr().octets())
+}
+
+fn key_v6(net: Ipv6Net) -> Key<[u8; 16]> {
+    Key::new(net.prefix_len().into(), net.addr().octets())
+}
+
 fn upper(address: Ipv6Addr) -> u64 {
     u64::from_be_bytes(address.octets().first_chunk().copied().unwrap_or_default())
 }
@@ -794,4 +822,18 @@ fn upper(address: Ipv6Addr) -> u64 {
 /// The bits of the front filter that an IPv4 prefix covers.
 fn bits(net: Ipv4Net) -> RangeInclusive<u32> {
     layout::bit_v4(net.network().into())..=layout::bit_v4(net.broadcast().into())
+}
+
+/// The bits of the allowlist's front filter that a prefix covers.
+fn allow_bits(net: IpNet) -> RangeInclusive<u32> {
+    match net {
+        IpNet::V4(net) => {
+            let bit = |address: Ipv4Addr| layout::allow_bit_v4(address.into());
+            bit(net.network())..=bit(net.broadcast())
+        }
+        IpNet::V6(net) => {
+            let bit = |address: Ipv6Addr| layout::allow_bit_v6(upper(address));
+            bit(net.network())..=bit(net.broadcast())
+        }
+    }
 }

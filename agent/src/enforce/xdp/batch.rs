@@ -1,5 +1,4 @@
-//! Batch system calls on hash maps, which aya 0.14 does not have: many entries a call. The one file with `unsafe` in the
-//! agent.
+//! Batch system calls, which aya 0.14 does not have: many entries a call. The one file with `unsafe` in the agent.
 #![expect(
     unsafe_code,
     reason = "bpf(2) takes addresses; each call says why its own are sound"
@@ -7,10 +6,13 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use aya::Pod;
+use aya::{
+    Pod,
+    maps::{IterableMap, MapData},
+};
 use nix::libc;
 
 /// `BPF_MAP_LOOKUP_BATCH`, as in the kernel's `enum bpf_cmd`.
@@ -35,11 +37,9 @@ struct Attr {
     flags: u64,
 }
 
-/// Writes entries, in order; returns how many were written, and what stopped it before the end.
-///
-/// The kernel's key and value sizes must be those of `K` and `V`, as those of a map that aya has opened for them are.
+/// Writes entries of a hash map or an array, in order; returns how many were written, and what stopped it before the end.
 pub(super) fn update<K: Pod, V: Pod>(
-    map: &impl AsFd,
+    map: &impl IterableMap<K, V>,
     keys: &[K],
     values: &[V],
 ) -> (usize, Option<io::Error>) {
@@ -54,10 +54,11 @@ pub(super) fn update<K: Pod, V: Pod>(
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
         count: wanted,
-        map_fd: descriptor(map),
+        map_fd: descriptor(map.map()),
         ..Attr::default()
     };
-    // SAFETY: both slices hold `count` plain values of the map's sizes and outlive the call, which only reads them.
+    // SAFETY: both slices hold `count` plain values and outlive the call, which only reads them. aya has seen that the map's
+    // sizes are those of `K` and `V`.
     let result = unsafe { bpf(UPDATE, &mut attr) };
     match result {
         Ok(()) => (count, None),
@@ -69,11 +70,12 @@ pub(super) fn update<K: Pod, V: Pod>(
 
 /// Reads every entry of a hash map. Entries that come or go meanwhile may or may not be among them.
 ///
-/// The kernel's key and value sizes must be those of `K` and `V`, as those of a map that aya has opened for them are.
-///
 /// # Errors
 /// What the kernel says.
-pub(super) fn read<K: Pod + Default, V: Pod>(map: &impl AsFd, blank: V) -> io::Result<Vec<(K, V)>> {
+pub(super) fn read<K: Pod + Default, V: Pod>(
+    map: &impl IterableMap<K, V>,
+    blank: V,
+) -> io::Result<Vec<(K, V)>> {
     let mut all = Vec::new();
     let mut chunk = CHUNK;
     // For a hash map this is the number of the next bucket.
@@ -87,11 +89,11 @@ pub(super) fn read<K: Pod + Default, V: Pod>(map: &impl AsFd, blank: V) -> io::R
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: u32::try_from(chunk).unwrap_or(u32::MAX),
-            map_fd: descriptor(map),
+            map_fd: descriptor(map.map()),
             ..Attr::default()
         };
-        // SAFETY: both vectors hold `count` plain values of the map's sizes, for which every bit pattern is valid; they,
-        // `from` and `to` outlive the call, and nothing else refers to them.
+        // SAFETY: both vectors hold `count` plain values, for which every bit pattern is valid; they, `from` and `to` outlive
+        // the call, and nothing else refers to them. aya has seen that the map's sizes are those of `K` and `V`.
         let result = unsafe { bpf(LOOKUP, &mut attr) };
         let (found, at_end) = match result {
             Ok(()) => (attr.count as usize, false),
@@ -121,9 +123,9 @@ pub(super) fn read<K: Pod + Default, V: Pod>(map: &impl AsFd, blank: V) -> io::R
     }
 }
 
-fn descriptor(map: &impl AsFd) -> u32 {
+fn descriptor(map: &MapData) -> u32 {
     // Descriptors of open files are not negative.
-    map.as_fd().as_raw_fd().unsigned_abs()
+    map.fd().as_fd().as_raw_fd().unsigned_abs()
 }
 
 /// # Safety
