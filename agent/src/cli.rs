@@ -164,6 +164,9 @@ struct Ban {
     /// Why; goes on record
     #[arg(long, value_name = "TEXT", default_value = "by an operator")]
     reason: String,
+    /// Only count what it would drop, whatever the mode; `portcullis bans` shows how much that is
+    #[arg(long)]
+    observe: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -256,6 +259,7 @@ pub fn main() -> ExitCode {
                 subject: ban.subject,
                 secs: ban.length.map(|length| length.as_secs()),
                 reason: ban.reason,
+                observe: ban.observe,
             };
             ask(&ban.reach.socket, &request, ban.json, |banned: &Banned| {
                 show::banned(ban.subject, banned)

@@ -42,6 +42,9 @@ pub enum Request {
         secs: Option<u64>,
         /// Why.
         reason: String,
+        /// Only count what it would drop.
+        #[serde(default)]
+        observe: bool,
     },
     /// Lift a ban.
     Unban {

@@ -1,6 +1,7 @@
 //! Putting bans in force: one trait, several back ends, one thread that owns the one in use.
 
 pub mod dry_run;
+mod intent;
 pub mod iptables;
 pub mod sockets;
 pub mod worker;
@@ -14,6 +15,7 @@ use portcullis_engine::{Subject, Term, Timestamp};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+pub use self::intent::{Intent, reconcile};
 use self::sockets::Sockets;
 use crate::{config, runtime::clock};
 
@@ -86,8 +88,21 @@ impl Lifetime {
 pub enum Change {
     /// Enter a ban, or give one that stands a new lifetime (its counters go on).
     Ban(Subject, Lifetime),
+    /// As [`Change::Ban`], but its packets are counted and pass, whatever the mode. Of bans around one another the narrowest
+    /// decides.
+    Observe(Subject, Lifetime),
     /// Take a ban away; fine if it is not there.
     Unban(Subject),
+}
+
+impl Change {
+    /// Whom it is about.
+    #[must_use]
+    pub const fn subject(self) -> Subject {
+        match self {
+            Self::Ban(subject, _) | Self::Observe(subject, _) | Self::Unban(subject) => subject,
+        }
+    }
 }
 
 /// A ban as the kernel has it.
@@ -97,10 +112,32 @@ pub struct Entry {
     pub subject: Subject,
     /// What is left of it; zero when its time is over and it was not taken away yet.
     pub lifetime: Lifetime,
+    /// Its packets pass, whatever the mode.
+    pub observed: bool,
     /// Packets that it matched.
     pub hits: u64,
     /// How long ago the newest of them was; `None` when there was none or the back end does not know.
     pub last_seen: Option<Duration>,
+}
+
+/// Some of many, and where to go on; none at the end.
+pub type Page<T, C = Cursor> = (Vec<T>, Option<C>);
+
+/// Where to go on reading entries; the default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of the places where bans are.
+    place: usize,
+    /// In that place, as the kernel counts; none at its beginning.
+    at: Option<u32>,
+}
+
+impl Cursor {
+    /// At the beginning of the next place, if there is another one.
+    fn next_place(self, places: usize) -> Option<Self> {
+        let place = self.place + 1;
+        (place < places).then_some(Self { place, at: None })
+    }
 }
 
 /// Totals of packets since the back end was set up, by reason, in a fixed order. Names are those of
@@ -135,11 +172,26 @@ pub trait Enforcer: Send {
     /// Carries changes out, in order; one result for each.
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>>;
 
+    /// Some thousand of the bans that the kernel has, those past their time included. One that stays meanwhile is met exactly
+    /// once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>>;
+
     /// Every ban that the kernel has, those past their time included.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn entries(&mut self) -> Result<Vec<Entry>>;
+    fn entries(&mut self) -> Result<Vec<Entry>> {
+        let (mut all, mut next) = (Vec::new(), Some(Cursor::default()));
+        while let Some(from) = next {
+            let mut some;
+            (some, next) = self.entries_from(from)?;
+            all.append(&mut some);
+        }
+        Ok(all)
+    }
 
     /// Totals of packets.
     ///
@@ -162,10 +214,6 @@ pub trait Enforcer: Send {
     fn detach(&mut self) -> Result<()>;
 }
 
-/// How far an entry's end may be from the ledger's before it counts as drift: clocks are read one after the other, and
-/// ipset counts whole seconds.
-const TOLERANCE: Duration = Duration::from_secs(3);
-
 /// What had to be done to bring the kernel to what the ledger says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
@@ -175,7 +223,7 @@ pub struct Drift {
     pub altered: u64,
     /// Entries that nobody had asked for. Those past their time do not count: the kernel ignores them.
     pub foreign: u64,
-    /// Times that the back end had been taken out of the packets' way: detached, or its rules flushed.
+    /// Times that the back end had been taken out of the packets' way: detached, its rules flushed, its allowlist altered.
     pub detached: u64,
     /// Repairs that failed.
     pub failed: u64,
@@ -209,84 +257,14 @@ impl fmt::Display for Drift {
     }
 }
 
-/// Brings the kernel to what the ledger says. Returns what it had to repair, and whose bans are in force again.
-///
-/// # Errors
-/// When the kernel's entries cannot be read.
-pub fn reconcile(
-    enforcer: &mut dyn Enforcer,
-    intent: &[(Subject, Lifetime)],
-) -> Result<(Drift, Vec<Subject>)> {
-    let mut drift = Drift::default();
-    let mut present: std::collections::HashMap<Subject, Lifetime> = enforcer
-        .entries()?
-        .into_iter()
-        .map(|entry| (entry.subject, entry.lifetime))
-        .collect();
-    let mut bans = Vec::new();
-    for (subject, wanted) in intent {
-        let (wanted, tolerance) = match (*wanted, enforcer.longest()) {
-            // As long as can be; renewed when half of it is gone.
-            (Lifetime::For(left), Some(longest)) if left > longest => {
-                (Lifetime::For(longest), longest / 2)
-            }
-            (wanted, _) => (wanted, TOLERANCE),
-        };
-        let is_right = match (present.remove(subject), wanted) {
-            (None, _) => {
-                drift.missing += 1;
-                false
-            }
-            (Some(Lifetime::Permanent), Lifetime::Permanent) => true,
-            (Some(Lifetime::For(found)), Lifetime::For(wanted))
-                if found.abs_diff(wanted) <= tolerance =>
-            {
-                true
-            }
-            (Some(_), _) => {
-                drift.altered += 1;
-                false
-            }
-        };
-        if !is_right {
-            bans.push(Change::Ban(*subject, wanted));
-        }
-    }
-    // What is to go goes first: it may hold the room that the others need.
-    let mut changes = Vec::new();
-    let mut foreign: Vec<(Subject, Lifetime)> = present.into_iter().collect();
-    foreign.sort_unstable_by_key(|(subject, _)| *subject);
-    for (subject, lifetime) in foreign {
-        drift.foreign += u64::from(lifetime != Lifetime::For(Duration::ZERO));
-        changes.push(Change::Unban(subject));
-    }
-    changes.append(&mut bans);
-    let (mut repaired, mut problem) = (Vec::new(), None);
-    for (change, result) in changes.iter().zip(enforcer.apply(&changes)) {
-        match (result, change) {
-            (Ok(()), Change::Ban(subject, _)) => repaired.push(*subject),
-            (Ok(()), Change::Unban(_)) => {}
-            (Err(error), _) => {
-                drift.failed += 1;
-                problem.get_or_insert(error);
-            }
-        }
-    }
-    if let Some(problem) = problem {
-        warn!(
-            "{} changes cannot be made, the first because: {problem:#}",
-            drift.failed
-        );
-    }
-    Ok((drift, repaired))
-}
-
 /// A back end at work, and why those before it are not.
 pub struct Chosen {
     /// The back end; everything in force.
     pub enforcer: Box<dyn Enforcer>,
     /// One sentence for each back end that was tried in vain.
     pub refused: Vec<String>,
+    /// What is in force.
+    pub intent: Intent,
     /// Ends the connections that a source has when it is banned; none where that is not wanted or cannot be had.
     pub sockets: Option<Sockets>,
 }
@@ -300,12 +278,12 @@ pub fn choose(
     mode: Mode,
     max_bans: u32,
     allow: &[IpNet],
-    intent: &[(Subject, Lifetime)],
+    mut intent: Intent,
 ) -> Result<Chosen> {
     let mut refused = Vec::new();
     for backend in &config.backends {
         match open(*backend, config, mode, max_bans)
-            .and_then(|enforcer| set_up(enforcer, allow, intent))
+            .and_then(|enforcer| set_up(enforcer, allow, &mut intent))
         {
             Ok(enforcer) => {
                 info!("{} is at work on {}", enforcer.backend(), enforcer.place());
@@ -314,6 +292,7 @@ pub fn choose(
                 return Ok(Chosen {
                     enforcer,
                     refused,
+                    intent,
                     sockets,
                 });
             }
@@ -357,7 +336,7 @@ fn open(
 fn set_up(
     mut enforcer: Box<dyn Enforcer>,
     allow: &[IpNet],
-    intent: &[(Subject, Lifetime)],
+    intent: &mut Intent,
 ) -> Result<Box<dyn Enforcer>> {
     enforcer
         .set_allowlist(allow)

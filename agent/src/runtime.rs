@@ -161,7 +161,7 @@ pub async fn run(config: Config) -> Result<()> {
     let chosen = {
         let (enforce, mode) = (config.enforce.clone(), config.mode);
         tokio::task::spawn_blocking(move || {
-            enforce::choose(&enforce, mode, max_bans, &allow, &intent)
+            enforce::choose(&enforce, mode, max_bans, &allow, intent)
         })
         .await??
     };
@@ -350,10 +350,7 @@ impl Agent {
                         bail!("the thread of the back end has ended; bans that stand are still enforced by the kernel");
                     }
                 }
-                _ = reconcile.tick() => {
-                    let engine = &self.engine;
-                    self.worker.reconcile(|| intent(engine, clock::wall()));
-                }
+                _ = reconcile.tick() => self.worker.reconcile(),
                 _ = repair.tick() => self.worker.repair(),
                 batch = batches.recv() => match batch {
                     Some(batch) => self.batch(batch),
@@ -425,7 +422,7 @@ impl Agent {
     }
 
     fn record(&self, event: &Event) {
-        let observed = self.mode == Mode::Observe;
+        let observed = event.observe || self.mode == Mode::Observe;
         match event.action {
             Action::Baseline => debug!("{}", event.line(observed)),
             Action::Fail | Action::Alarm => warn!("{}", event.line(observed)),
@@ -450,7 +447,7 @@ impl Agent {
             let answer = match (result, wish) {
                 (Ok(()), Wish::Ban) => Reply::done(&Banned {
                     term: ban.term,
-                    observed: self.mode == Mode::Observe,
+                    observed: ban.observe || self.mode == Mode::Observe,
                     spared: self.spared(ban.subject),
                 }),
                 (Ok(()), Wish::Unban) => Reply::done(&1),
@@ -486,6 +483,7 @@ impl Agent {
                 subject,
                 secs,
                 reason,
+                observe,
             } => {
                 // It goes into logs, terminals and messages.
                 let reason = reason
@@ -496,7 +494,10 @@ impl Agent {
                 let length = secs.map_or(Length::Permanent, |secs| {
                     Length::For(Duration::from_secs(secs))
                 });
-                match self.engine.ban(subject, length, reason, clock::wall()) {
+                match self
+                    .engine
+                    .ban(subject, length, reason, observe, clock::wall())
+                {
                     Ok(()) => self.waiting.push((subject, Wish::Ban, reply)),
                     Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
                 }
@@ -638,11 +639,16 @@ fn answer<T: Send + 'static, A: Serialize>(
 }
 
 /// What the kernel should have.
-fn intent(engine: &Engine, now: Timestamp) -> Vec<(Subject, Lifetime)> {
-    engine
-        .bans()
-        .map(|ban| (ban.subject, Lifetime::of(ban.term, now)))
-        .collect()
+fn intent(engine: &Engine, now: Timestamp) -> enforce::Intent {
+    let change = |ban: &Ban| {
+        let lifetime = Lifetime::of(ban.term, now);
+        if ban.observe {
+            enforce::Change::Observe(ban.subject, lifetime)
+        } else {
+            enforce::Change::Ban(ban.subject, lifetime)
+        }
+    };
+    engine.bans().map(change).collect()
 }
 
 fn with_counters(mut status: Status, counters: enforce::Counters) -> Status {

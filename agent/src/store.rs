@@ -334,6 +334,7 @@ mod tests {
             origin: Origin::Detector,
             reason: "z 9.0 > 3".to_owned(),
             finding: None,
+            observe: false,
         }
     }
 

@@ -112,8 +112,15 @@ impl Site {
             pin_dir: self.crossing.lab().pin_dir(),
             ..config::Config::default().enforce
         };
-        let intent = [BANNED, BANNED_V6].map(|banned| (client(banned), LONG));
-        choose(&config, Mode::Enforce, 1000, &[], &intent).unwrap()
+        let bans = [BANNED, BANNED_V6].map(|banned| Change::Ban(client(banned), LONG));
+        choose(
+            &config,
+            Mode::Enforce,
+            1000,
+            &[],
+            bans.into_iter().collect(),
+        )
+        .unwrap()
     }
 
     fn mode(&self) -> &'static str {

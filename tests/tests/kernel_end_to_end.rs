@@ -624,7 +624,7 @@ fn from_observe_to_enforce_nobody_is_kept_out_for_what_was_only_observed() -> Re
     site.offend(client_v4(1), 1)?;
     let by_hand = site.agent.verb(&["ban", "198.19.9.0/24"])?.success()?;
     assert!(
-        by_hand.contains("observe mode: its packets are counted"),
+        by_hand.contains("only observed: its packets are counted"),
         "{by_hand}"
     );
     site.agent.terminate(SOON)?;
@@ -978,6 +978,36 @@ fn bans_by_hand_take_effect_at_once_and_exit_codes_tell() -> Result<()> {
         nobody.code == Some(69) && nobody.stderr.contains("is the agent running?"),
         "{nobody:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_ban_that_is_only_observed_counts_and_spares_no_attacker() -> Result<()> {
+    let mut site = Site::new(|_| {})?;
+    let said = site
+        .agent
+        .verb(&["ban", "198.19.0.0/16", "--observe"])?
+        .success()?;
+    assert!(said.contains("counted, not dropped"), "{said}");
+    let honest = client_v4(7);
+    assert!(site.answers(honest), "{}", site.agent.evidence());
+    eventually("its packets to be counted", SOON, || {
+        let ban = site.agent.bans()?.pop().context("no ban")?;
+        Ok((ban["hits"].as_u64() > Some(0) && ban["observe"] == true).then_some(()))
+    })?;
+    let shown = site.agent.verb(&["bans"])?.success()?;
+    assert!(shown.contains("operator, observed"), "{shown}");
+    // Whoever attacks from there is banned all the same.
+    let attacker = client_v4(1);
+    site.offend(attacker, 1)?;
+    site.is_dropped(attacker)?;
+    assert!(site.answers(honest));
+    let would_ban = site
+        .agent
+        .history()?
+        .into_iter()
+        .find(|event| event["observe"] == true);
+    assert_eq!(would_ban.context("not on record")?["action"], "ban");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use portcullis::enforce::{
-    Change, Drift, Enforcer, Lifetime, Mode,
+    Change, Drift, Enforcer, Intent, Lifetime, Mode,
     iptables::Iptables,
     reconcile,
     xdp::{self, Xdp},
@@ -107,6 +107,8 @@ on_every_back_end! {
     a_new_agent_s_mode_is_in_force_from_activation,
     nothing_is_dropped_before_activation_nor_after_detach,
     what_differs_from_the_ledger_is_found_and_repaired,
+    a_ban_may_only_be_observed_and_the_narrowest_decides,
+    an_entry_that_somebody_takes_out_of_the_allowlist_is_put_back,
     ten_thousand_bans_go_in_at_once,
     the_allowlist_is_replaced_without_a_gap,
 }
@@ -403,23 +405,24 @@ fn nothing_is_dropped_before_activation_nor_after_detach(on: BackEnd) {
 
 fn what_differs_from_the_ledger_is_found_and_repaired(on: BackEnd) {
     on.guarded(Mode::Enforce, |site, enforcer| {
-        let intent = [
-            (client(v4(0, 66)), LONG),
-            (client(v6(6, 1)), LONG),
-            (subject("198.19.8.0/22"), Lifetime::Permanent),
-            (subject("2001:db8:1:7::1"), LONG),
+        let wanted = [
+            Change::Ban(client(v4(0, 66)), LONG),
+            Change::Ban(client(v6(6, 1)), LONG),
+            Change::Ban(subject("198.19.8.0/22"), Lifetime::Permanent),
+            Change::Ban(subject("2001:db8:1:7::1"), LONG),
         ];
+        let mut intent: Intent = wanted.into_iter().collect();
         change(
             enforcer,
             &[
-                Change::Ban(intent[0].0, Lifetime::For(Duration::from_secs(30))),
-                Change::Ban(intent[2].0, LONG),
-                Change::Ban(intent[3].0, LONG),
+                Change::Ban(wanted[0].subject(), Lifetime::For(Duration::from_secs(30))),
+                Change::Ban(wanted[2].subject(), LONG),
+                wanted[3],
                 Change::Ban(client(v4(0, 67)), LONG),
                 Change::Ban(subject("2001:db8:1:100::/56"), LONG),
             ],
         );
-        let (drift, mut repaired) = reconcile(enforcer, &intent).unwrap();
+        let (drift, repaired) = reconcile(enforcer, &mut intent).unwrap();
         let expected = Drift {
             missing: 1,
             altered: 2,
@@ -427,18 +430,118 @@ fn what_differs_from_the_ledger_is_found_and_repaired(on: BackEnd) {
             ..Drift::default()
         };
         assert_eq!(drift, expected);
-        let mut three = vec![intent[0].0, intent[1].0, intent[2].0];
-        three.sort_unstable();
-        repaired.sort_unstable();
-        assert_eq!(repaired, three);
+        let sorted = |changes: &[Change]| {
+            let mut subjects: Vec<Subject> =
+                changes.iter().map(|change| change.subject()).collect();
+            subjects.sort_unstable();
+            subjects
+        };
+        assert_eq!(sorted(&repaired), sorted(&wanted[..3]));
         for banned in [v4(0, 66), v6(6, 1), v4(9, 9), v6(7, 1)] {
             site.is_dropped(banned);
         }
         for other in [v4(0, 67), v6(0x100, 1), v6(7, 2)] {
             site.passes(other);
         }
-        let (drift, repaired) = reconcile(enforcer, &intent).unwrap();
+        let (drift, repaired) = reconcile(enforcer, &mut intent).unwrap();
         assert!(drift.is_none() && repaired.is_empty(), "{drift}");
+    });
+}
+
+fn a_ban_may_only_be_observed_and_the_narrowest_decides(on: BackEnd) {
+    on.guarded(Mode::Enforce, |site, enforcer| {
+        let (address, around) = (client(v4(0, 66)), subject("198.19.0.0/24"));
+        let (one_of_64, of_64) = (subject("2001:db8:1:6::1"), client(v6(6, 1)));
+        change(
+            enforcer,
+            &[
+                Change::Ban(client(v4(1, 1)), LONG),
+                Change::Observe(address, LONG),
+                Change::Observe(of_64, LONG),
+            ],
+        );
+        site.passes(v4(0, 66));
+        site.passes(v6(6, 1));
+        site.is_dropped(v4(1, 1));
+        assert_eq!(counter(enforcer, "would_drop"), 4, "two ways each");
+        let found = entry(enforcer, address).unwrap();
+        assert!(found.observed && found.hits == 2, "{found:?}");
+        assert!(!entry(enforcer, client(v4(1, 1))).unwrap().observed);
+
+        // Inside a wider ban, and around a narrower one.
+        change(
+            enforcer,
+            &[Change::Ban(around, LONG), Change::Ban(one_of_64, LONG)],
+        );
+        site.passes(v4(0, 66));
+        site.is_dropped(v4(0, 67));
+        site.is_dropped(v6(6, 1));
+        site.passes(v6(6, 2));
+
+        // The other way round.
+        change(
+            enforcer,
+            &[
+                Change::Ban(address, LONG),
+                Change::Observe(around, LONG),
+                Change::Ban(of_64, LONG),
+                Change::Observe(one_of_64, LONG),
+            ],
+        );
+        site.is_dropped(v4(0, 66));
+        site.passes(v4(0, 67));
+        site.passes(v6(6, 1));
+        site.is_dropped(v6(6, 2));
+        assert_eq!(enforcer.entries().unwrap().len(), 5);
+
+        // What somebody makes of it is found, and the next run finds the same.
+        let wanted = [
+            Change::Ban(address, LONG),
+            Change::Ban(around, LONG),
+            Change::Ban(of_64, LONG),
+            Change::Observe(one_of_64, LONG),
+            Change::Ban(client(v4(1, 1)), LONG),
+        ];
+        let mut intent: Intent = wanted.into_iter().collect();
+        let (drift, _) = reconcile(enforcer, &mut intent).unwrap();
+        assert_eq!((drift.altered, drift.failed), (1, 0), "{drift}");
+        site.is_dropped(v4(0, 67));
+        let mut next = on.open(site.lab(), Mode::Enforce);
+        let (drift, _) = reconcile(next.as_mut(), &mut intent).unwrap();
+        assert!(drift.is_none(), "{drift}");
+        change(
+            next.as_mut(),
+            &[Change::Observe(address, LONG), Change::Unban(one_of_64)],
+        );
+        next.activate().unwrap();
+        site.passes(v4(0, 66));
+        site.is_dropped(v4(0, 67));
+        site.is_dropped(v6(6, 1));
+        change(
+            next.as_mut(),
+            &[Change::Unban(address), Change::Unban(around)],
+        );
+        site.passes(v4(0, 67));
+    });
+}
+
+fn an_entry_that_somebody_takes_out_of_the_allowlist_is_put_back(on: BackEnd) {
+    on.guarded(Mode::Enforce, |site, enforcer| {
+        ban(enforcer, &[subject("198.19.0.0/24"), client(v6(6, 1))]);
+        enforcer
+            .set_allowlist(&nets(&["198.19.0.66/32", "2001:db8:1:6::1/128"]))
+            .unwrap();
+        assert!(!enforcer.activate().unwrap());
+        // Another run is somebody else.
+        let mut other = on.open(site.lab(), Mode::Enforce);
+        other.set_allowlist(&nets(&["198.19.0.70/32"])).unwrap();
+        site.is_dropped(v4(0, 66));
+        site.is_dropped(v6(6, 1));
+        assert!(enforcer.activate().unwrap());
+        site.passes(v4(0, 66));
+        site.passes(v6(6, 1));
+        site.is_dropped(v4(0, 70));
+        assert!(!enforcer.activate().unwrap());
     });
 }
 

@@ -15,7 +15,7 @@ use aya::{
 };
 use ipnet::IpNet;
 use portcullis::enforce::{
-    Change, Enforcer as _, Lifetime, Mode, reconcile,
+    Change, Enforcer as _, Intent, Lifetime, Mode, reconcile,
     xdp::{Flavour, Options, Xdp, lock},
 };
 use portcullis_common::{ban, event::Sample, names, stats::Counter};
@@ -581,10 +581,11 @@ fn what_a_stranger_puts_into_a_map_takes_nobody_s_ban_with_it() {
     map.insert([9; 16], ban::Entry::new(ban::PERMANENT, 0), 0)
         .unwrap();
 
-    let intent: Vec<(Subject, Lifetime)> = ["10.9.0.3", "10.9.1.0/24"]
-        .map(|subject| (subject.parse().unwrap(), Lifetime::Permanent))
-        .to_vec();
-    let (drift, _) = reconcile(&mut bench.xdp, &intent).unwrap();
+    let mut intent: Intent = ["10.9.0.3", "10.9.1.0/24"]
+        .map(|subject| Change::Ban(subject.parse().unwrap(), Lifetime::Permanent))
+        .into_iter()
+        .collect();
+    let (drift, _) = reconcile(&mut bench.xdp, &mut intent).unwrap();
     assert_eq!((drift.foreign, drift.missing, drift.failed), (2, 0, 0));
     for (source, verdict) in [("10.9.0.3", DROP), ("10.9.1.9", DROP), ("10.9.0.77", PASS)] {
         assert_eq!(bench.verdict(&packet(source)), verdict, "{source}");
@@ -593,11 +594,12 @@ fn what_a_stranger_puts_into_a_map_takes_nobody_s_ban_with_it() {
     let map = MapData::from_pin(pins.join(names::BANS_V4)).unwrap();
     let mut map: HashMap<_, [u8; 4], ban::Entry> = Map::HashMap(map).try_into().unwrap();
     map.remove(&[10, 9, 0, 3]).unwrap();
-    let (drift, repaired) = reconcile(&mut bench.xdp, &intent).unwrap();
-    assert_eq!(
-        (drift.missing, repaired),
-        (1, vec!["10.9.0.3".parse().unwrap()])
-    );
+    let (drift, repaired) = reconcile(&mut bench.xdp, &mut intent).unwrap();
+    let repaired: Vec<String> = repaired
+        .iter()
+        .map(|change| change.subject().to_string())
+        .collect();
+    assert_eq!((drift.missing, repaired), (1, vec!["10.9.0.3".to_owned()]));
     assert_eq!(bench.verdict(&packet("10.9.0.3")), DROP);
     bench.change(Change::Unban("10.9.0.3".parse().unwrap()));
     let before = bench.counters();
@@ -619,21 +621,18 @@ fn bans_that_do_not_fit_are_counted_and_the_others_are_in_force() {
         sample_one_in: 0,
     };
     let mut xdp = Xdp::open(&options, Flavour::Native, Mode::Enforce).unwrap();
-    let intent: Vec<(Subject, Lifetime)> = (0..64)
-        .map(|n| {
-            (
-                Subject::of_client(Ipv4Addr::new(192, 0, 2, n).into()),
-                Lifetime::Permanent,
-            )
-        })
-        .collect();
-    let (drift, repaired) = reconcile(&mut xdp, &intent).unwrap();
+    let ban = |n| {
+        let client = Subject::of_client(Ipv4Addr::new(192, 0, 2, n).into());
+        Change::Ban(client, Lifetime::Permanent)
+    };
+    let mut intent: Intent = (0..64).map(ban).collect();
+    let (drift, repaired) = reconcile(&mut xdp, &mut intent).unwrap();
     assert_eq!(drift.missing, 64);
     assert_eq!(drift.failed + repaired.len() as u64, 64);
     assert_eq!(xdp.entries().unwrap().len(), repaired.len());
     // What goes makes room for what comes, in the same round.
-    let other = [("198.51.100.1".parse().unwrap(), Lifetime::Permanent)];
-    let (drift, repaired) = reconcile(&mut xdp, &other).unwrap();
+    let other = Change::Ban("198.51.100.1".parse().unwrap(), Lifetime::Permanent);
+    let (drift, repaired) = reconcile(&mut xdp, &mut Intent::from_iter([other])).unwrap();
     assert_eq!((drift.failed, repaired.len()), (0, 1));
 }
 

@@ -77,6 +77,9 @@ pub struct Event {
     /// Who decided, where that applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// The ban it is about only counts packets, whatever the mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observe: bool,
 }
 
 /// What an [`Event`] says has happened.
@@ -138,6 +141,7 @@ impl Event {
             since: None,
             term: None,
             origin: None,
+            observe: false,
         }
     }
 
@@ -159,6 +163,7 @@ impl Event {
             since: Some(ban.since),
             term: Some(ban.term),
             origin: Some(ban.origin),
+            observe: ban.observe,
         }
     }
 

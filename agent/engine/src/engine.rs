@@ -300,7 +300,8 @@ impl Engine {
         self.clients.sweep(now.secs(), window);
     }
 
-    /// Bans by an operator's word. An earlier ban of the same subject is replaced.
+    /// Bans by an operator's word; with `observe`, only counts what that would drop. An earlier ban of the same subject is
+    /// replaced.
     ///
     /// # Errors
     /// [`Refusal`]: on the allowlist, too wide, or no room.
@@ -309,6 +310,7 @@ impl Engine {
         subject: Subject,
         length: Length,
         reason: String,
+        observe: bool,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         if let Some(entry) = self.allowed(subject) {
@@ -332,6 +334,7 @@ impl Engine {
             origin: Origin::Operator,
             reason,
             finding: None,
+            observe,
         };
         self.enforce(ban)?;
         Ok(())
@@ -480,6 +483,7 @@ impl Engine {
             origin: Origin::Detector,
             reason: finding.to_string(),
             finding: Some(finding),
+            observe: false,
         };
         if self.enforce(ban).is_ok() {
             self.totals.bans += 1;

@@ -79,6 +79,9 @@ pub struct Ban {
     pub reason: String,
     /// The evidence, for a detector's ban.
     pub finding: Option<Finding>,
+    /// Its packets are counted and pass, whatever the mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observe: bool,
 }
 
 /// What a subject has on its account.
@@ -258,15 +261,17 @@ impl Ledger {
         self.bans.get(&subject)
     }
 
-    /// Is a client banned, by a ban of its own or by that of a prefix around it?
+    /// Is a client banned, by a ban of its own or by that of a prefix around it? One that is only observed does not count:
+    /// whoever is under it can offend.
     #[must_use]
     pub fn is_banned(&self, client: Subject) -> bool {
-        self.bans.contains_key(&client)
+        let keeps_out = |subject: &Subject| self.bans.get(subject).is_some_and(|ban| !ban.observe);
+        keeps_out(&client)
             || self.wide.keys().any(|(is_v6, length)| {
                 client.is_v6() == *is_v6
                     && client
                         .widened(*length)
-                        .is_some_and(|prefix| self.bans.contains_key(&prefix))
+                        .is_some_and(|prefix| keeps_out(&prefix))
             })
     }
 
@@ -304,6 +309,7 @@ mod tests {
             origin: Origin::Operator,
             reason: String::new(),
             finding: None,
+            observe: false,
         }
     }
 
@@ -370,6 +376,20 @@ mod tests {
         assert!(ledger.is_banned(subject("192.0.2.9")));
         ledger.remove(subject("192.0.2.0/24"));
         assert!(!ledger.is_banned(subject("192.0.2.9")));
+    }
+
+    #[test]
+    fn whoever_is_only_observed_is_not_banned() {
+        let mut ledger = ledger();
+        let observed = |text| Ban {
+            observe: true,
+            ..ban(text, Term::Permanent)
+        };
+        ledger.insert(observed("192.0.2.0/24")).unwrap();
+        ledger.insert(observed("192.0.2.9")).unwrap();
+        assert!(!ledger.is_banned(subject("192.0.2.9")));
+        ledger.insert(ban("192.0.0.0/16", Term::Permanent)).unwrap();
+        assert!(ledger.is_banned(subject("192.0.2.9")));
     }
 
     #[test]

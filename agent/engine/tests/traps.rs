@@ -308,7 +308,7 @@ fn an_allowlisted_address_is_in_no_command_and_no_record_says_it_was_banned() {
     let subject = "203.0.113.9".parse().unwrap();
     let refusal = bench
         .engine
-        .ban(subject, Length::Permanent, String::new(), bench.now);
+        .ban(subject, Length::Permanent, String::new(), false, bench.now);
     assert!(
         matches!(refusal, Err(Refusal::Allowed { .. })),
         "{refusal:?}"
@@ -320,6 +320,7 @@ fn an_allowlisted_address_is_in_no_command_and_no_record_says_it_was_banned() {
                 "127.0.0.1".parse().unwrap(),
                 Length::Permanent,
                 String::new(),
+                false,
                 bench.now
             )
             .is_err()
@@ -348,6 +349,7 @@ fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
         origin: Origin::Operator,
         reason: String::new(),
         finding: None,
+        observe: false,
     };
     let saved = Saved {
         bans: vec![ban],
@@ -434,6 +436,7 @@ fn with_less_room_than_before_it_is_the_short_bans_that_go() {
         origin,
         reason: String::new(),
         finding: None,
+        observe: false,
     };
     let saved = Saved {
         bans: vec![
@@ -596,7 +599,7 @@ fn a_failed_ban_is_on_record_as_failed() {
     let mut engine = Engine::new(settings(), Saved::default(), START);
     let subject: Subject = "198.51.100.1".parse().unwrap();
     engine
-        .ban(subject, Length::Permanent, "why".to_owned(), START)
+        .ban(subject, Length::Permanent, "why".to_owned(), false, START)
         .unwrap();
     while let Some(command) = engine.next_command() {
         if let Command::Ban(ban) = command {
@@ -701,6 +704,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
                     Subject::of_client(client(n)),
                     length,
                     "by hand".to_owned(),
+                    false,
                     now,
                 );
             }

@@ -16,7 +16,7 @@ pub(super) fn banned(subject: Subject, banned: &Banned) -> String {
         Term::Permanent => "until it is lifted".to_owned(),
     };
     let observed = if banned.observed {
-        " (observe mode: its packets are counted, not dropped)"
+        " (only observed: its packets are counted, not dropped)"
     } else {
         ""
     };
@@ -197,6 +197,7 @@ pub(super) fn bans(bans: &[BanRow]) -> String {
     let header = ["SUBJECT", "LEFT", "TIER", "PACKETS", "LAST SEEN", "REASON"].map(str::to_owned);
     let rows = bans.iter().map(|row| {
         let tier = match (row.ban.origin, row.ban.tier) {
+            (Origin::Operator, _) if row.ban.observe => "operator, observed".to_owned(),
             (Origin::Operator, _) => "operator".to_owned(),
             (Origin::Detector, tier) => {
                 tier.map_or_else(|| "-".to_owned(), |tier| tier.to_string())

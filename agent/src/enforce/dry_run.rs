@@ -6,14 +6,14 @@ use anyhow::Result;
 use ipnet::IpNet;
 use portcullis_engine::Subject;
 
-use super::{Backend, Change, Counters, Enforcer, Entry, Lifetime, Mode};
+use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Lifetime, Mode, Page};
 use crate::runtime::clock;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct DryRun {
-    /// When each ban ends, on the boot clock.
-    bans: BTreeMap<Subject, Option<Duration>>,
+    /// When each ban ends, on the boot clock, and whether it is only observed.
+    bans: BTreeMap<Subject, (Option<Duration>, bool)>,
 }
 
 impl Enforcer for DryRun {
@@ -36,28 +36,35 @@ impl Enforcer for DryRun {
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
         let now = clock::boot();
         for change in changes {
-            match *change {
-                Change::Ban(subject, Lifetime::For(left)) => {
-                    self.bans.insert(subject, Some(now + left))
+            let (subject, lifetime, observed) = match *change {
+                Change::Ban(subject, lifetime) => (subject, lifetime, false),
+                Change::Observe(subject, lifetime) => (subject, lifetime, true),
+                Change::Unban(subject) => {
+                    self.bans.remove(&subject);
+                    continue;
                 }
-                Change::Ban(subject, Lifetime::Permanent) => self.bans.insert(subject, None),
-                Change::Unban(subject) => self.bans.remove(&subject),
             };
+            let end = match lifetime {
+                Lifetime::For(left) => Some(now + left),
+                Lifetime::Permanent => None,
+            };
+            self.bans.insert(subject, (end, observed));
         }
         changes.iter().map(|_| Ok(())).collect()
     }
 
-    fn entries(&mut self) -> Result<Vec<Entry>> {
+    fn entries_from(&mut self, _from: Cursor) -> Result<Page<Entry>> {
         let now = clock::boot();
-        let entry = |(subject, end): (&Subject, &Option<Duration>)| Entry {
+        let entry = |(subject, (end, observed)): (&Subject, &(Option<Duration>, bool))| Entry {
             subject: *subject,
+            observed: *observed,
             lifetime: end.map_or(Lifetime::Permanent, |end| {
                 Lifetime::For(end.saturating_sub(now))
             }),
             hits: 0,
             last_seen: None,
         };
-        Ok(self.bans.iter().map(entry).collect())
+        Ok((self.bans.iter().map(entry).collect(), None))
     }
 
     fn counters(&mut self) -> Result<Counters> {

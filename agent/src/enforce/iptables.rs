@@ -1,22 +1,26 @@
-//! The back end for hosts without XDP: two ipsets and one chain for each family, however many bans there are.
+//! The back end for hosts without XDP: three ipsets and one chain for each family, however many bans there are.
 //!
 //! A ban is an entry of a set, never a rule. It carries its time-out, so it ends without the agent; sets and chain
 //! outlive the agent, and the next one adopts them. Works through the `iptables` that the host prefers, nft or legacy.
 //!
-//! A clean packet costs one look-up, and only a banned one meets the allowlist:
+//! A clean packet costs a look-up, and another one in a set that is mostly empty; only a banned one meets the allowlist:
 //!
 //! ```text
-//!   not in PORTCULLIS4   return
-//!   in PORTCULLIS-A4     return             counted: allowed
-//!   in PORTCULLIS4       drop, or nothing   counted: dropped, or would_drop
+//!   in neither PORTCULLIS4 nor PORTCULLIS-O4   return
+//!   in PORTCULLIS-A4                           return             counted: allowed
+//!   in PORTCULLIS-O4                           return             counted: would_drop
+//!   in PORTCULLIS4                             drop, or nothing   counted: dropped, or would_drop
 //! ```
+//!
+//! Bans that are only observed are in PORTCULLIS-O4. As soon as there are any, every ban of either set is an exception
+//! (`nomatch`) in the other one, so that of bans around one another the narrowest decides, as in XDP.
 
 mod command;
 mod sets;
 
 use std::{collections::BTreeSet, mem, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use ipnet::IpNet;
 use portcullis_common::stats::Counter;
 use portcullis_engine::Subject;
@@ -24,9 +28,9 @@ use tracing::warn;
 
 use self::{
     command::{Failure, run},
-    sets::{Set, destroy, entries, holdable, line, restore, restore_each, save},
+    sets::{Set, destroy, entries, exception, holdable, lines, restore, restore_each, save},
 };
-use super::{Backend, Change, Counters, Enforcer, Entry, Mode};
+use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Mode, Page};
 
 pub use self::sets::MAX_LIFETIME;
 
@@ -44,6 +48,7 @@ struct Family {
     iptables_restore: &'static str,
     inet: &'static str,
     bans: &'static str,
+    observed: &'static str,
     allow: &'static str,
     /// Where a set is filled that is to take another one's place.
     spare: &'static str,
@@ -56,6 +61,7 @@ static FAMILIES: [Family; 2] = [
         iptables_restore: "iptables-restore",
         inet: "inet",
         bans: "PORTCULLIS4",
+        observed: "PORTCULLIS-O4",
         allow: "PORTCULLIS-A4",
         spare: "PORTCULLIS-T4",
     },
@@ -65,6 +71,7 @@ static FAMILIES: [Family; 2] = [
         iptables_restore: "ip6tables-restore",
         inet: "inet6",
         bans: "PORTCULLIS6",
+        observed: "PORTCULLIS-O6",
         allow: "PORTCULLIS-A6",
         spare: "PORTCULLIS-T6",
     },
@@ -85,7 +92,9 @@ pub struct Iptables {
     /// Until it is, an earlier run's rules may be at work, and stay as they are.
     is_active: bool,
     /// `None` until it is set: until then an earlier run's is in force.
-    allow: Option<Vec<Subject>>,
+    allow: Option<BTreeSet<Subject>>,
+    /// Some ban is, or was, only observed: every ban is an exception in the set that it is not in.
+    mirrored: bool,
     /// What rules had counted that were replaced since.
     counted: Totals,
     /// Chains that jump to ours.
@@ -105,6 +114,7 @@ impl Iptables {
             families: families(),
             is_active: false,
             allow: None,
+            mirrored: false,
             counted: Totals::default(),
             place: BTreeSet::from(["INPUT", "FORWARD"]),
         };
@@ -112,19 +122,57 @@ impl Iptables {
             warn!("this kernel has no IPv6: only IPv4 is guarded");
         }
         iptables.prepare()?;
+        for family in iptables.families {
+            iptables.mirrored |= !entries(&save(family.observed)?).is_empty();
+        }
         Ok(iptables)
     }
 
-    /// Makes sets, and once active the chain too, as they should be, whatever is there. Says whether the chain was not.
+    /// Makes sets, and once active the chain too, as they should be, whatever is there. Says whether chain or allowlist was
+    /// not.
     fn prepare(&mut self) -> Result<bool> {
-        let mut refilled = false;
+        let (mut refilled, mut replaced) = (false, false);
         for family in self.families {
-            family.ban_set(self.max_bans).adopt()?;
+            for set in [family.bans, family.observed] {
+                replaced |= family.ban_set(set, self.max_bans).adopt()?;
+            }
             family.allow_set().adopt()?;
             refilled |= self.fill_chain(family)?;
         }
-        self.fill_allowlist()?;
-        Ok(refilled)
+        if replaced && self.mirrored {
+            self.mirror()?;
+        }
+        Ok(self.fill_allowlist()? || refilled)
+    }
+
+    /// After a set was missing.
+    fn prepare_anew(&mut self) -> Result<()> {
+        self.prepare()?;
+        if self.mirrored {
+            self.mirror()?;
+        }
+        Ok(())
+    }
+
+    /// Makes every ban an exception in the set that it is not in.
+    fn mirror(&mut self) -> Result<()> {
+        let mut lines = Vec::new();
+        for family in self.families {
+            for (set, other) in [
+                (family.bans, family.observed),
+                (family.observed, family.bans),
+            ] {
+                let bans = entries(&save(set)?);
+                lines.extend(
+                    bans.iter()
+                        .map(|ban| exception(other, ban.subject, ban.lifetime)),
+                );
+            }
+        }
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        restore(&lines).context("cannot keep bans and observed bans apart")?;
+        self.mirrored = true;
+        Ok(())
     }
 
     fn fill_chain(&mut self, family: &Family) -> Result<bool> {
@@ -141,30 +189,34 @@ impl Iptables {
         Ok(true)
     }
 
-    fn fill_allowlist(&self) -> Result<()> {
-        let mut done = Ok(());
+    /// Makes the allowlist what it is to be; says whether it was not.
+    fn fill_allowlist(&self) -> Result<bool> {
+        let mut refilled = Ok(false);
         for family in self.families {
             let Some(allow) = &self.allow else { break };
-            let nets = allow
+            let wanted: BTreeSet<Subject> = allow
                 .iter()
                 .filter(|subject| family.has(**subject))
-                .flat_map(|subject| holdable(subject.net()));
-            let filled = family
-                .allow_set()
-                .replace(nets.map(|net| Subject::of_net(net).to_string()));
-            done = done.and(filled.with_context(|| {
+                .flat_map(|subject| holdable(subject.net()))
+                .map(Subject::of_net)
+                .collect();
+            let filled = family.fill_allowlist(&wanted).with_context(|| {
                 format!("cannot write the allowlist to the ipset {}", family.allow)
-            }));
+            });
+            refilled = match (refilled, filled) {
+                (Err(error), _) | (_, Err(error)) => Err(error),
+                (Ok(one), Ok(other)) => Ok(one || other),
+            };
         }
-        done
+        refilled
     }
 
-    fn line(&self, change: Change) -> Result<String> {
-        let (Change::Ban(subject, _) | Change::Unban(subject)) = change;
+    fn lines(&self, change: Change) -> Result<Vec<String>> {
+        let subject = change.subject();
         match self.families.iter().find(|family| family.has(subject)) {
-            Some(family) => line(family.bans, change),
+            Some(family) => lines(family, change, self.mirrored),
             // No packet of IPv6 comes in, so there is nothing to keep out: a comment.
-            None => Ok(format!("# {subject}")),
+            None => Ok(vec![format!("# {subject}")]),
         }
     }
 }
@@ -205,18 +257,31 @@ impl Enforcer for Iptables {
     /// Each family's list is replaced at once or stays as it was.
     fn set_allowlist(&mut self, allow: &[IpNet]) -> Result<()> {
         self.allow = Some(allow.iter().map(|net| Subject::of_net(*net)).collect());
-        self.fill_allowlist()
+        self.fill_allowlist().map(drop)
     }
 
     /// A renewed ban keeps its counters, as ipset leaves alone what `add -exist` does not name. So does a new ban of a
     /// source whose last one is over but which the kernel has not collected yet; it does so every few minutes.
     fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
-        let lines: Vec<_> = changes.iter().map(|change| self.line(*change)).collect();
-        let batch: Vec<_> = lines.iter().flatten().map(String::as_str).collect();
+        let observes = |change: &Change| matches!(change, Change::Observe(..));
+        if !self.mirrored
+            && changes.iter().any(observes)
+            && let Err(error) = self.mirror()
+        {
+            let why = format!("{error:#}");
+            return changes.iter().map(|_| Err(anyhow!("{why}"))).collect();
+        }
+        let lines: Vec<_> = changes.iter().map(|change| self.lines(*change)).collect();
+        let batch: Vec<_> = lines
+            .iter()
+            .flatten()
+            .flatten()
+            .map(String::as_str)
+            .collect();
         let mut outcomes = Vec::new();
         if restore(&batch).is_err() {
             // Somebody may have taken our sets away.
-            if let Err(error) = self.prepare() {
+            if let Err(error) = self.prepare_anew() {
                 warn!("cannot set up ipset and iptables again: {error:#}");
             }
             outcomes = restore_each(&batch);
@@ -224,21 +289,33 @@ impl Enforcer for Iptables {
         let mut outcomes = outcomes.into_iter();
         lines
             .into_iter()
-            .map(|line| line.and_then(|_| outcomes.next().unwrap_or(Ok(()))))
+            .map(|lines| {
+                let own = outcomes.by_ref().take(lines?.len());
+                own.collect::<Result<()>>()
+            })
             .collect()
     }
 
-    /// ipset does not show entries past their time.
-    fn entries(&mut self) -> Result<Vec<Entry>> {
-        let mut all = Vec::new();
-        for family in self.families {
-            let listing = match save(family.bans) {
-                Ok(listing) => listing,
-                Err(_) => self.prepare().and_then(|_| Ok(save(family.bans)?))?,
-            };
-            all.append(&mut entries(&listing));
-        }
-        Ok(all)
+    /// A set at a time. ipset does not show entries past their time.
+    fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>> {
+        let sets: Vec<(&str, bool)> = self
+            .families
+            .iter()
+            .flat_map(|family| [(family.bans, false), (family.observed, true)])
+            .collect();
+        let Some((set, observed)) = sets.get(from.place) else {
+            return Ok((Vec::new(), None));
+        };
+        let listing = match save(set) {
+            Ok(listing) => listing,
+            Err(_) => self.prepare_anew().and_then(|()| Ok(save(set)?))?,
+        };
+        let entry = |entry| Entry {
+            observed: *observed,
+            ..entry
+        };
+        let entries = entries(&listing).into_iter().map(entry).collect();
+        Ok((entries, from.next_place(sets.len())))
     }
 
     fn counters(&mut self) -> Result<Counters> {
@@ -316,9 +393,9 @@ impl Family {
         matches!(subject.net(), IpNet::V6(_)) == self.v6
     }
 
-    const fn ban_set(&'static self, room: u32) -> Set {
+    const fn ban_set(&'static self, name: &'static str, room: u32) -> Set {
         Set {
-            name: self.bans,
+            name,
             family: self,
             room,
             bans: true,
@@ -334,20 +411,38 @@ impl Family {
         }
     }
 
-    const fn sets(&self) -> [&'static str; 3] {
-        [self.bans, self.allow, self.spare]
+    const fn sets(&self) -> [&'static str; 4] {
+        [self.bans, self.observed, self.allow, self.spare]
+    }
+
+    fn fill_allowlist(&'static self, wanted: &BTreeSet<Subject>) -> Result<bool> {
+        let found = entries(&save(self.allow)?);
+        let found: BTreeSet<Subject> = found.into_iter().map(|entry| entry.subject).collect();
+        if found == *wanted {
+            return Ok(false);
+        }
+        let members = wanted.iter().map(Subject::to_string);
+        self.allow_set().replace(members)?;
+        Ok(true)
     }
 
     /// What the chain is to hold, word for word as iptables lists it.
-    fn rules(&self, mode: Mode) -> [String; 3] {
-        let Self { bans, allow, .. } = self;
+    fn rules(&self, mode: Mode) -> [String; 4] {
+        let Self {
+            bans,
+            observed,
+            allow,
+            ..
+        } = self;
         let verdict = match mode {
             Mode::Observe => "",
             Mode::Enforce => " -j DROP",
         };
+        let not_in = |set| format!("-m set ! --match-set {set} src ! --update-counters");
         [
-            format!("-A {CHAIN} -m set ! --match-set {bans} src ! --update-counters -j RETURN"),
+            format!("-A {CHAIN} {} {} -j RETURN", not_in(bans), not_in(observed)),
             format!("-A {CHAIN} -m set --match-set {allow} src -j RETURN"),
+            format!("-A {CHAIN} -m set --match-set {observed} src -j RETURN"),
             format!("-A {CHAIN} -m set --match-set {bans} src{verdict}"),
         ]
     }
@@ -483,12 +578,12 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, family: &Family, listed: &[Rule]) {
-        let [_, _, drop] = family.rules(Mode::Enforce);
-        let [_, allow, observe] = family.rules(Mode::Observe);
+        let [.., drop] = family.rules(Mode::Enforce);
+        let [_, allow, observed, observe] = family.rules(Mode::Observe);
         for Rule { text, packets } in listed {
             if *text == drop {
                 self.dropped += packets;
-            } else if *text == observe {
+            } else if *text == observed || *text == observe {
                 self.would_drop += packets;
             } else if *text == allow {
                 self.allowed += packets;
@@ -505,8 +600,10 @@ mod tests {
     fn a_rule_reads_back_with_and_without_a_target() {
         let [family, _] = &FAMILIES;
         let listing = [
-            "-A PORTCULLIS -m set ! --match-set PORTCULLIS4 src ! --update-counters -c 7 700 -j RETURN",
+            "-A PORTCULLIS -m set ! --match-set PORTCULLIS4 src ! --update-counters -m set ! --match-set PORTCULLIS-O4 src \
+             ! --update-counters -c 7 700 -j RETURN",
             "-A PORTCULLIS -m set --match-set PORTCULLIS-A4 src -c 3 300 -j RETURN",
+            "-A PORTCULLIS -m set --match-set PORTCULLIS-O4 src -c 4 400 -j RETURN",
             "-A PORTCULLIS -m set --match-set PORTCULLIS4 src -c 20 860 -j DROP",
         ];
         let enforced = listing.map(Rule::from);
@@ -515,7 +612,7 @@ mod tests {
             family.rules(Mode::Enforce)
         );
         let observed = Rule::from("-A PORTCULLIS -m set --match-set PORTCULLIS4 src -c 5 430");
-        assert_eq!(observed.text, family.rules(Mode::Observe)[2]);
+        assert_eq!(observed.text, family.rules(Mode::Observe)[3]);
 
         let mut totals = Totals::default();
         totals.add(family, &enforced);
@@ -531,7 +628,7 @@ mod tests {
             totals,
             Totals {
                 dropped: 20,
-                would_drop: 5,
+                would_drop: 9,
                 allowed: 3
             }
         );
@@ -545,6 +642,7 @@ mod tests {
             families: &FAMILIES,
             is_active: false,
             allow: None,
+            mirrored: false,
             counted: Totals::default(),
             place: BTreeSet::new(),
         };
@@ -552,15 +650,13 @@ mod tests {
             "192.0.2.1".parse().unwrap(),
             "2001:db8::/64".parse().unwrap(),
         );
-        assert_eq!(
-            iptables.line(Change::Unban(v4)).unwrap(),
-            "del PORTCULLIS4 192.0.2.1"
-        );
-        assert_eq!(
-            iptables.line(Change::Unban(v6)).unwrap(),
-            "del PORTCULLIS6 2001:db8::/64"
-        );
+        let line = |iptables: &Iptables, subject| {
+            let lines = iptables.lines(Change::Unban(subject)).unwrap();
+            lines.join("; ")
+        };
+        assert_eq!(line(&iptables, v4), "del PORTCULLIS4 192.0.2.1");
+        assert_eq!(line(&iptables, v6), "del PORTCULLIS6 2001:db8::/64");
         iptables.families = &FAMILIES[..1];
-        assert_eq!(iptables.line(Change::Unban(v6)).unwrap(), "# 2001:db8::/64");
+        assert_eq!(line(&iptables, v6), "# 2001:db8::/64");
     }
 }

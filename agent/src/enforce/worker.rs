@@ -1,14 +1,15 @@
-//! The thread that owns the back end. The runtime hands it work and never waits for it.
+//! The thread that owns the back end, and knows what is to be in force. The runtime hands it work and never waits for it.
 //!
 //! Changes that find the queue full are kept aside, the newest of each subject (so as many as the ledger has), and handed
-//! over later. A comparison or a repair is not queued while one is waiting.
+//! over later. A comparison or a repair is not queued while one is waiting. What goes through all bans goes in steps, with
+//! changes between them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, SyncSender, TrySendError},
+        mpsc::{self, SyncSender, TryRecvError, TrySendError},
     },
     thread::JoinHandle,
     time::Duration,
@@ -21,7 +22,7 @@ use tokio::sync::{mpsc as queue, oneshot};
 use tracing::{error, warn};
 
 use super::{
-    Backend, Change, Chosen, Counters, Drift, Enforcer, Entry, Lifetime, reconcile,
+    Backend, Change, Chosen, Counters, Cursor, Drift, Enforcer, Entry, Intent, Lifetime,
     sockets::Sockets,
 };
 use crate::runtime::clock;
@@ -47,13 +48,8 @@ pub enum Job {
     },
     /// Take a ban away, for this reason.
     Unban(Ban, String),
-    /// Compare the kernel's bans with these.
-    Reconcile {
-        /// What the ledger has.
-        intent: Vec<(Subject, Lifetime)>,
-        /// When it had that.
-        made: Duration,
-    },
+    /// Compare the kernel's bans with what is to be in force.
+    Reconcile,
     /// See that the back end is still in the packets' way.
     Repair,
     /// Read every ban that the kernel has.
@@ -183,6 +179,7 @@ impl Worker {
         let Chosen {
             enforcer,
             refused,
+            intent,
             sockets,
         } = chosen;
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
@@ -190,10 +187,13 @@ impl Worker {
         let (backend, place) = (enforcer.backend(), enforcer.place());
         let hands = Hands {
             enforcer,
+            intent,
             sockets,
             outcomes,
             shared: Arc::clone(&shared),
             owed: BTreeMap::new(),
+            drift: Drift::default(),
+            listings: VecDeque::new(),
         };
         let thread = std::thread::Builder::new()
             .name("enforce".to_owned())
@@ -242,16 +242,12 @@ impl Worker {
         }
     }
 
-    /// Has a comparison made, unless one is waiting or changes are aside, which it would take for drift.
-    pub fn reconcile(&mut self, intent: impl FnOnce() -> Vec<(Subject, Lifetime)>) {
-        if self.aside.is_empty() && !self.shared.reconcile_waits.swap(true, Ordering::AcqRel) {
-            let job = Job::Reconcile {
-                intent: intent(),
-                made: clock::boot(),
-            };
-            if self.hand(job).is_some() {
-                self.shared.reconcile_waits.store(false, Ordering::Release);
-            }
+    /// Has a comparison made, unless one is waiting or under way.
+    pub fn reconcile(&mut self) {
+        if !self.shared.reconcile_waits.swap(true, Ordering::AcqRel)
+            && self.hand(Job::Reconcile).is_some()
+        {
+            self.shared.reconcile_waits.store(false, Ordering::Release);
         }
     }
 
@@ -331,18 +327,103 @@ enum Told {
 /// The thread's side.
 struct Hands {
     enforcer: Box<dyn Enforcer>,
+    intent: Intent,
     sockets: Option<Sockets>,
     outcomes: queue::Sender<Outcome>,
     shared: Arc<Shared>,
     /// Bans that could not be put in force, until a comparison has done it or they are lifted.
     owed: BTreeMap<Subject, Ban>,
+    /// What the comparison that is under way has found so far.
+    drift: Drift,
+    /// Those who want to see all bans; as many as there are connections, which are bounded.
+    listings: VecDeque<Listing>,
+}
+
+/// Bans that somebody wants to see, as far as they are read.
+struct Listing {
+    entries: Vec<Entry>,
+    next: Cursor,
+    reply: oneshot::Sender<Result<Vec<Entry>>>,
 }
 
 impl Hands {
+    /// Jobs as they come, and a step of what takes long after each, and as long as there are none.
     fn work(mut self, jobs: &mpsc::Receiver<Job>) {
         let mut waiting = None;
-        while let Some(job) = waiting.take().or_else(|| jobs.recv().ok()) {
-            waiting = self.apply(job, jobs).and_then(|job| self.attend(job));
+        loop {
+            let job = match waiting.take() {
+                Some(job) => Some(job),
+                None if self.intent.is_comparing() || !self.listings.is_empty() => {
+                    match jobs.try_recv() {
+                        Ok(job) => Some(job),
+                        Err(TryRecvError::Empty) => None,
+                        Err(TryRecvError::Disconnected) => return,
+                    }
+                }
+                None => match jobs.recv() {
+                    Ok(job) => Some(job),
+                    Err(_) => return,
+                },
+            };
+            if let Some(job) = job {
+                waiting = self.apply(job, jobs).and_then(|job| self.attend(job));
+            }
+            self.compare();
+            self.list();
+        }
+    }
+
+    /// A step of the comparison that is under way.
+    fn compare(&mut self) {
+        if !self.intent.is_comparing() {
+            return;
+        }
+        let found = match self.intent.step(self.enforcer.as_mut()) {
+            Ok(step) => {
+                self.drift += step.drift;
+                for change in &step.repaired {
+                    if let Some(ban) = self.owed.remove(&change.subject()) {
+                        self.tell(Outcome::Banned(ban, Ok(())));
+                    }
+                }
+                self.end_connections(&step.repaired);
+                if !step.is_last {
+                    return;
+                }
+                Ok(std::mem::take(&mut self.drift))
+            }
+            Err(problem) => {
+                // What was repaired before was drift all the same.
+                self.shared.health().drift += std::mem::take(&mut self.drift);
+                Err(problem)
+            }
+        };
+        note(&mut self.shared.health(), found, |health| {
+            &mut health.reconcile_error
+        });
+        self.shared.reconcile_waits.store(false, Ordering::Release);
+    }
+
+    /// A step for whoever wants to see all bans, and has not gone away meanwhile.
+    fn list(&mut self) {
+        let Some(mut listing) = self.listings.pop_front() else {
+            return;
+        };
+        if listing.reply.is_closed() {
+            return;
+        }
+        match self.enforcer.entries_from(listing.next) {
+            Ok((mut entries, next)) => {
+                listing.entries.append(&mut entries);
+                match next {
+                    Some(next) => {
+                        listing.next = next;
+                        self.listings.push_front(listing);
+                    }
+                    None => drop(listing.reply.send(Ok(listing.entries))),
+                }
+            }
+            Err(problem) => drop(listing.reply.send(Err(problem))),
         }
     }
 
@@ -358,7 +439,12 @@ impl Hands {
                     made,
                     read,
                 } => {
-                    changes.push(Change::Ban(ban.subject, lifetime.after(made)));
+                    let lifetime = lifetime.after(made);
+                    changes.push(if ban.observe {
+                        Change::Observe(ban.subject, lifetime)
+                    } else {
+                        Change::Ban(ban.subject, lifetime)
+                    });
                     told.push(Told::Banned { ban, read });
                 }
                 Job::Unban(ban, cause) => {
@@ -379,12 +465,15 @@ impl Hands {
         }
         let results = self.enforcer.apply(&changes);
         let now = clock::boot();
-        let in_force = changes.iter().zip(&results);
-        let banned: Vec<Subject> = in_force
-            .filter_map(|(change, result)| match change {
-                Change::Ban(subject, _) if result.is_ok() => Some(*subject),
-                _ => None,
-            })
+        // Whatever became of them: what failed is drift, and tried again.
+        for change in &changes {
+            self.intent.note(*change);
+        }
+        let in_force: Vec<Change> = changes
+            .iter()
+            .zip(&results)
+            .filter(|(_, result)| result.is_ok())
+            .map(|(change, _)| *change)
             .collect();
         for (told, result) in told.into_iter().zip(results) {
             let result = result.map_err(|problem| format!("{problem:#}"));
@@ -414,20 +503,25 @@ impl Hands {
             };
             self.tell(outcome);
         }
-        self.end_connections(&banned);
+        self.end_connections(&in_force);
         other
     }
 
     /// What a banned source still holds open would bind Nginx's workers until it times out. Done last: no ban waits for
     /// it but the next batch.
-    fn end_connections(&mut self, banned: &[Subject]) {
+    fn end_connections(&mut self, in_force: &[Change]) {
         let Some(sockets) = &mut self.sockets else {
             return;
         };
+        let banned: Vec<Subject> = in_force
+            .iter()
+            .filter(|change| matches!(change, Change::Ban(..)))
+            .map(|change| change.subject())
+            .collect();
         if banned.is_empty() {
             return;
         }
-        match sockets.destroy(banned) {
+        match sockets.destroy(&banned) {
             Ok(ended) => self.shared.health().ended_connections += ended as u64,
             Err(problem) => warn!("{problem:#}"),
         }
@@ -436,26 +530,7 @@ impl Hands {
     /// Does a job that is no change; a change is returned.
     fn attend(&mut self, job: Job) -> Option<Job> {
         match job {
-            Job::Reconcile { intent, made } => {
-                let intent: Vec<_> = intent
-                    .into_iter()
-                    .map(|(subject, lifetime)| (subject, lifetime.after(made)))
-                    .collect();
-                let found = reconcile(self.enforcer.as_mut(), &intent);
-                let found = found.map(|(drift, repaired)| {
-                    for subject in &repaired {
-                        if let Some(ban) = self.owed.remove(subject) {
-                            self.tell(Outcome::Banned(ban, Ok(())));
-                        }
-                    }
-                    self.end_connections(&repaired);
-                    drift
-                });
-                note(&mut self.shared.health(), found, |health| {
-                    &mut health.reconcile_error
-                });
-                self.shared.reconcile_waits.store(false, Ordering::Release);
-            }
+            Job::Reconcile => self.intent.compare(),
             Job::Repair => {
                 let found = self.enforcer.activate().map(|anew| Drift {
                     detached: anew.into(),
@@ -467,11 +542,15 @@ impl Hands {
                 self.shared.repair_waits.store(false, Ordering::Release);
             }
             // Whoever asked may have gone away: then nothing is read, and nobody is there to be told.
-            Job::Entries(reply) if !reply.is_closed() => drop(reply.send(self.enforcer.entries())),
+            Job::Entries(reply) => self.listings.push_back(Listing {
+                entries: Vec::new(),
+                next: Cursor::default(),
+                reply,
+            }),
             Job::Counters(reply) if !reply.is_closed() => {
                 drop(reply.send(self.enforcer.counters()));
             }
-            Job::Entries(_) | Job::Counters(_) => {}
+            Job::Counters(_) => {}
             change => return Some(change),
         }
         None
@@ -514,7 +593,7 @@ mod tests {
     use portcullis_engine::{Origin, Term, Timestamp};
 
     use super::*;
-    use crate::enforce::{Mode, dry_run::DryRun};
+    use crate::enforce::{Mode, Page, dry_run::DryRun};
 
     /// A back end that stands still while the test holds the gate, and refuses one subject while told to.
     struct Gated {
@@ -550,8 +629,8 @@ mod tests {
             changes.iter().map(apply).collect()
         }
 
-        fn entries(&mut self) -> Result<Vec<Entry>> {
-            self.inner.entries()
+        fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>> {
+            self.inner.entries_from(from)
         }
 
         fn counters(&mut self) -> Result<Counters> {
@@ -574,6 +653,14 @@ mod tests {
         refuses: Arc<Mutex<Option<Subject>>>,
     }
 
+    impl Bench {
+        fn entries(&mut self) -> Vec<Entry> {
+            let (reply, entries) = oneshot::channel();
+            self.worker.ask(Job::Entries(reply));
+            entries.blocking_recv().unwrap().unwrap()
+        }
+    }
+
     fn bench() -> Bench {
         let (gate, refuses) = (Arc::default(), Arc::default());
         let enforcer = Box::new(Gated {
@@ -585,6 +672,7 @@ mod tests {
         let chosen = Chosen {
             enforcer,
             refused: Vec::new(),
+            intent: Intent::default(),
             sockets: None,
         };
         Bench {
@@ -604,6 +692,7 @@ mod tests {
             origin: Origin::Operator,
             reason: String::new(),
             finding: None,
+            observe: false,
         };
         Job::Ban {
             ban,
@@ -624,12 +713,8 @@ mod tests {
             "{}",
             bench.worker.aside()
         );
-        let mut compared = false;
-        bench.worker.reconcile(|| {
-            compared = true;
-            Vec::new()
-        });
-        assert!(!compared, "what is aside would be taken for drift");
+        // What is aside is not to be in force yet, so it is not missed.
+        bench.worker.reconcile();
         drop(held);
         let mut told = 0;
         while told < all {
@@ -637,6 +722,9 @@ mod tests {
             told += u32::from(bench.outcomes.blocking_recv().is_some());
         }
         assert_eq!((bench.worker.aside(), bench.worker.overtaken()), (0, 0));
+        let entries = bench.entries();
+        assert_eq!(entries.len(), all as usize);
+        assert!(bench.worker.health().drift.is_none());
     }
 
     #[test]
@@ -652,9 +740,7 @@ mod tests {
         );
         assert!(bench.worker.health().error().is_some());
         *bench.refuses.lock().unwrap() = None;
-        bench
-            .worker
-            .reconcile(|| vec![(subject, Lifetime::Permanent)]);
+        bench.worker.reconcile();
         let outcome = bench.outcomes.blocking_recv();
         assert!(
             matches!(outcome, Some(Outcome::Banned(_, Ok(())))),
@@ -667,20 +753,18 @@ mod tests {
         let mut bench = bench();
         let held = bench.gate.lock().unwrap();
         bench.worker.change(ban(1));
-        let mut made = 0;
-        for _ in 0..100 {
-            bench.worker.reconcile(|| {
-                made += 1;
-                Vec::new()
-            });
+        // Far more than there is room for, were each of them queued.
+        for _ in 0..2 * QUEUE {
+            bench.worker.reconcile();
             bench.worker.repair();
         }
-        assert_eq!(made, 1);
+        bench.worker.change(ban(2));
+        assert_eq!(bench.worker.aside(), 0);
         drop(held);
         bench.worker.close();
         let outcomes: Vec<Outcome> =
             std::iter::from_fn(|| bench.outcomes.blocking_recv()).collect();
-        assert_eq!(outcomes.len(), 1);
+        assert_eq!(outcomes.len(), 2);
     }
 
     #[test]

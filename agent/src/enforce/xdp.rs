@@ -43,7 +43,7 @@ use tracing::{info, warn};
 
 pub use self::pins::{Lock, lock};
 use self::{front::FrontFilter, pins::Pins};
-use super::{Backend, Change, Counters, Enforcer, Entry, Lifetime, Mode};
+use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Lifetime, Mode, Page};
 use crate::runtime::clock;
 
 /// The kernel program, as it was built with this agent.
@@ -243,61 +243,67 @@ impl Xdp {
             prefixes_v6: 0,
             ebpf,
         };
-        let adopted = xdp.each(|subject, _| subject)?;
-        for subject in &adopted {
-            xdp.noted.insert(*subject);
-            xdp.count(*subject, true);
+        let mut next = Some(Cursor::default());
+        while let Some(from) = next {
+            let values;
+            (values, next) = xdp.values_from(from)?;
+            xdp.note_found(&values);
         }
         xdp.write_counts()?;
         let allowed = xdp.allowed()?;
         xdp.front_allowed(&allowed)?;
         xdp.write_settings()?;
-        if !adopted.is_empty() {
-            info!("adopted {} bans of an earlier run", adopted.len());
+        if !xdp.noted.is_empty() {
+            info!("adopted {} bans of an earlier run", xdp.noted.len());
         }
         Ok(xdp)
     }
 
     /// Writes an entry, or renews one that is there.
-    fn put(&mut self, subject: Subject, deadline: u64) -> Result<()> {
-        fn renewed(old: Result<Value, MapError>, deadline: u64) -> Result<Value> {
+    fn put(&mut self, subject: Subject, entry: Value) -> Result<()> {
+        // Its counters go on.
+        fn renewed(old: Result<Value, MapError>, entry: Value) -> Result<Value> {
             match old {
-                Ok(old) => Ok(Value { deadline, ..old }),
-                Err(error) if explain::is_not_found(&error) => Ok(Value::new(deadline, 0)),
+                Ok(Value {
+                    hits, last_seen, ..
+                }) => Ok(Value {
+                    hits,
+                    last_seen,
+                    ..entry
+                }),
+                Err(error) if explain::is_not_found(&error) => Ok(entry),
                 Err(error) => Err(error.into()),
             }
         }
         match Slot::of(subject) {
             Slot::V4(key) => {
-                let value = renewed(self.bans_v4.get(&key, 0), deadline)?;
+                let value = renewed(self.bans_v4.get(&key, 0), entry)?;
                 self.bans_v4.insert(key, value, 0)
             }
             Slot::V6(key) => {
-                let value = renewed(self.bans_v6.get(&key, 0), deadline)?;
+                let value = renewed(self.bans_v6.get(&key, 0), entry)?;
                 self.bans_v6.insert(key, value, 0)
             }
             Slot::V6Host(key) => {
-                let value = renewed(self.bans_v6_host.get(&key, 0), deadline)?;
+                let value = renewed(self.bans_v6_host.get(&key, 0), entry)?;
                 self.bans_v6_host.insert(key, value, 0)
             }
             // A trie answers with the longest prefix that is not longer than the key: this one, if it is there. Only
             // then is there something to renew.
             Slot::CidrV4(key) => {
                 let value = if self.noted.contains(&subject) {
-                    renewed(self.cidr_v4.get(&key, 0), deadline)?
+                    renewed(self.cidr_v4.get(&key, 0), entry)?
                 } else {
-                    Value::new(deadline, 0)
+                    entry
                 };
-                let value = with_prefix(value, key.prefix_len());
                 self.cidr_v4.insert(&key, value, 0)
             }
             Slot::CidrV6(key) => {
                 let value = if self.noted.contains(&subject) {
-                    renewed(self.cidr_v6.get(&key, 0), deadline)?
+                    renewed(self.cidr_v6.get(&key, 0), entry)?
                 } else {
-                    Value::new(deadline, 0)
+                    entry
                 };
-                let value = with_prefix(value, key.prefix_len());
                 self.cidr_v6.insert(&key, value, 0)
             }
         }
@@ -331,6 +337,16 @@ impl Xdp {
             self.count(subject, true);
         }
         self.write_counts()
+    }
+
+    /// Entries are in their maps that may be somebody else's: they count from now on, so that taking one away takes nobody
+    /// else's bit.
+    fn note_found(&mut self, values: &[(Subject, Value)]) {
+        for (subject, _) in values {
+            if self.noted.insert(*subject) {
+                self.count(*subject, true);
+            }
+        }
     }
 
     /// An entry is gone: the opposite of `note_added`.
@@ -404,25 +420,37 @@ impl Xdp {
         Ok(())
     }
 
-    /// Enters many new bans with few system calls; one result for each, in order.
-    fn put_new(&mut self, bans: &[(Subject, u64)]) -> Vec<Result<()>> {
+    /// Enters many new bans, which are noted already, with few system calls; one result for each, in order.
+    fn put_new(&mut self, bans: &[(Subject, Value)]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = bans.iter().map(|_| Ok(())).collect();
         let (mut v4, mut v6) = (Bulk::default(), Bulk::default());
-        for (index, (subject, deadline)) in bans.iter().enumerate() {
-            let value = Value::new(*deadline, 0);
+        let (mut in_v4, mut in_v6) = (0, 0);
+        for (index, (subject, entry)) in bans.iter().enumerate() {
             match Slot::of(*subject) {
-                Slot::V4(key) => v4.push(index, key, value),
-                Slot::V6(key) => v6.push(index, key, value),
-                _ => results[index] = self.put(*subject, *deadline),
+                Slot::V4(key) => {
+                    v4.push(index, key, *entry);
+                    in_v4 += 1;
+                }
+                Slot::V6(key) => {
+                    v6.push(index, key, *entry);
+                    in_v6 += 1;
+                }
+                _ => {
+                    self.noted.remove(subject);
+                    results[index] = self.put(*subject, *entry);
+                }
             }
         }
+        self.front_v4.reserve(in_v4);
+        self.front_v6.reserve(in_v6);
         let failed = v4.write(&self.bans_v4).chain(v6.write(&self.bans_v6));
         for (index, error) in failed.collect::<Vec<_>>() {
             let (subject, _) = bans[index];
+            self.noted.remove(&subject);
             results[index] = Err(explain::put(error, subject));
         }
         for ((subject, _), result) in bans.iter().zip(&results) {
-            if result.is_ok() && self.noted.insert(*subject) {
+            if result.is_ok() && matches!(Slot::of(*subject), Slot::V4(_) | Slot::V6(_)) {
                 self.count(*subject, true);
             }
         }
@@ -496,36 +524,51 @@ impl Xdp {
         self.allow_front_v6.write()
     }
 
-    /// Goes through all ban maps.
-    fn each<T>(&self, mut make: impl FnMut(Subject, Value) -> T) -> Result<Vec<T>> {
-        let mut all = Vec::new();
-        let mut push = |net: IpNet, value| all.push(make(Subject::of_net(net), value));
-        let v4 = |octets: [u8; 4], prefix: u32| prefix_of(Ipv4Addr::from(octets).into(), prefix);
-        let v6 = |octets: [u8; 16], prefix: u32| prefix_of(Ipv6Addr::from(octets).into(), prefix);
-        for (key, value) in read(&self.bans_v4)? {
-            push(v4(key, 32)?, value);
-        }
-        for (key, value) in read(&self.bans_v6)? {
-            push(
-                prefix_of(
-                    Ipv6Addr::from(u128::from(u64::from_be_bytes(key)) << 64).into(),
-                    64,
-                )?,
-                value,
-            );
-        }
-        for (key, value) in read(&self.bans_v6_host)? {
-            push(v6(key, 128)?, value);
-        }
-        for item in &self.cidr_v4 {
-            let (key, value) = item?;
-            push(v4(key.data(), key.prefix_len())?, value);
-        }
-        for item in &self.cidr_v6 {
-            let (key, value) = item?;
-            push(v6(key.data(), key.prefix_len())?, value);
-        }
-        Ok(all)
+    /// Some entries of the ban maps, as they are there, and where to go on.
+    fn values_from(&self, from: Cursor) -> Result<Page<(Subject, Value)>> {
+        let host_v4 = |octets: [u8; 4]| prefix_of(Ipv4Addr::from(octets).into(), 32);
+        let network_v6 = |octets: [u8; 8]| {
+            let address = u128::from(u64::from_be_bytes(octets)) << 64;
+            prefix_of(Ipv6Addr::from(address).into(), 64)
+        };
+        let host_v6 = |octets: [u8; 16]| prefix_of(Ipv6Addr::from(octets).into(), 128);
+        let (values, next) = match from.place {
+            0 => some(&self.bans_v4, from.at, host_v4)?,
+            1 => some(&self.bans_v6, from.at, network_v6)?,
+            2 => some(&self.bans_v6_host, from.at, host_v6)?,
+            3 => (
+                self.cidr_v4
+                    .iter()
+                    .map(|item| {
+                        let (key, value) = item?;
+                        let net = prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())?;
+                        Ok((Subject::of_net(net), value))
+                    })
+                    .collect::<Result<_>>()?,
+                None,
+            ),
+            _ => (
+                self.cidr_v6
+                    .iter()
+                    .map(|item| {
+                        let (key, value) = item?;
+                        let net = prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())?;
+                        Ok((Subject::of_net(net), value))
+                    })
+                    .collect::<Result<_>>()?,
+                None,
+            ),
+        };
+        let next = next.map_or_else(
+            || from.next_place(5),
+            |at| {
+                Some(Cursor {
+                    at: Some(at),
+                    ..from
+                })
+            },
+        );
+        Ok((values, next))
     }
 
     /// Attaches one interface: through the pinned link where there is one, so that no packet slips past between the
@@ -623,26 +666,23 @@ impl Enforcer for Xdp {
         let now = clock::boot();
         let mut results = Vec::with_capacity(changes.len());
         // New bans in a row are entered together.
-        let mut new: Vec<(Subject, u64)> = Vec::new();
-        let mut among_new = Subjects::default();
+        let mut new: Vec<(Subject, Value)> = Vec::with_capacity(changes.len());
+        self.noted.reserve(changes.len());
         for change in changes {
-            let (subject, deadline) = match *change {
-                Change::Ban(subject, Lifetime::Permanent) => (subject, Some(ban::PERMANENT)),
-                Change::Ban(subject, Lifetime::For(left)) => {
-                    let end = u64::try_from((now + left).as_nanos()).unwrap_or(ban::PERMANENT);
-                    (subject, Some(end))
+            let entry = match *change {
+                Change::Ban(subject, lifetime) => Some(value(subject, lifetime, 0, now)),
+                Change::Observe(subject, lifetime) => {
+                    Some(value(subject, lifetime, ban::OBSERVE, now))
                 }
-                Change::Unban(subject) => (subject, None),
+                Change::Unban(_) => None,
             };
-            match deadline {
-                Some(deadline) if !self.noted.contains(&subject) && among_new.insert(subject) => {
-                    new.push((subject, deadline));
-                }
-                deadline => {
+            let subject = change.subject();
+            match entry {
+                Some(entry) if self.noted.insert(subject) => new.push((subject, entry)),
+                entry => {
                     results.append(&mut self.put_new(&std::mem::take(&mut new)));
-                    among_new.clear();
-                    results.push(match deadline {
-                        Some(deadline) => self.put(subject, deadline),
+                    results.push(match entry {
+                        Some(entry) => self.put(subject, entry),
                         None => self.delete(subject),
                     });
                 }
@@ -652,26 +692,23 @@ impl Enforcer for Xdp {
         results
     }
 
-    fn entries(&mut self) -> Result<Vec<Entry>> {
+    fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>> {
         let now = clock::boot();
-        let entries = self.each(|subject, value| Entry {
+        let (values, next) = self.values_from(from)?;
+        self.note_found(&values);
+        self.write_counts()?;
+        let entry = |(subject, value): (Subject, Value)| Entry {
             subject,
             lifetime: match value.deadline {
                 ban::PERMANENT => Lifetime::Permanent,
                 deadline => Lifetime::For(Duration::from_nanos(deadline).saturating_sub(now)),
             },
+            observed: value.flags & ban::OBSERVE != 0,
             hits: value.hits,
             last_seen: (value.hits > 0)
                 .then(|| now.saturating_sub(Duration::from_secs(u64::from(value.last_seen)))),
-        })?;
-        // What somebody else has put there counts from now on, so that taking it away takes nobody else's bit.
-        for entry in &entries {
-            if self.noted.insert(entry.subject) {
-                self.count(entry.subject, true);
-            }
-        }
-        self.write_counts()?;
-        Ok(entries)
+        };
+        Ok((values.into_iter().map(entry).collect(), next))
     }
 
     fn counters(&mut self) -> Result<Counters> {
@@ -742,8 +779,18 @@ pub fn remove_leftovers(pin_dir: &Path) -> Result<bool> {
     Ok(found)
 }
 
-fn read<K: aya::Pod + Default>(map: &HashMap<MapData, K, Value>) -> Result<Vec<(K, Value)>> {
-    batch::read(map, Value::new(0, 0)).context("cannot read a ban map")
+/// Some entries of a hash map, and the bucket to go on with.
+fn some<K: aya::Pod + Default>(
+    map: &HashMap<MapData, K, Value>,
+    from: Option<u32>,
+    net: impl Fn(K) -> Result<IpNet>,
+) -> Result<Page<(Subject, Value), u32>> {
+    let (entries, next) =
+        batch::read(map, Value::new(0, 0), from).context("cannot read a ban map")?;
+    let entries = entries
+        .into_iter()
+        .map(|(key, value)| Ok((Subject::of_net(net(key)?), value)));
+    Ok((entries.collect::<Result<_>>()?, next))
 }
 
 /// New entries of one map, each with its place among the changes.
@@ -793,13 +840,18 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Program> {
     Ok(program.try_into()?)
 }
 
-/// A CIDR ban knows its own length, so that the program can look behind it when it has run out.
-fn with_prefix(value: Value, length: u32) -> Value {
-    let others = value.flags & ((1 << ban::PREFIX_SHIFT) - 1);
-    Value {
-        flags: others | length << ban::PREFIX_SHIFT,
-        ..value
-    }
+/// The entry of a new ban. A CIDR ban knows its own length, so that the program can look behind it when it has run out.
+fn value(subject: Subject, lifetime: Lifetime, flags: u32, now: Duration) -> Value {
+    let deadline = match lifetime {
+        Lifetime::Permanent => ban::PERMANENT,
+        Lifetime::For(left) => u64::try_from((now + left).as_nanos()).unwrap_or(ban::PERMANENT),
+    };
+    let length = match Slot::of(subject) {
+        Slot::CidrV4(key) => key.prefix_len(),
+        Slot::CidrV6(key) => key.prefix_len(),
+        Slot::V4(_) | Slot::V6(_) | Slot::V6Host(_) => 0,
+    };
+    Value::new(deadline, flags | length << ban::PREFIX_SHIFT)
 }
 
 fn prefix_of(address: IpAddr, prefix: u32) -> Result<IpNet> {

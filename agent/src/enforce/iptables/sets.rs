@@ -4,6 +4,7 @@ use std::{cmp::Reverse, fmt::Write as _, thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use ipnet::IpNet;
+use portcullis_engine::Subject;
 use tracing::warn;
 
 use super::{
@@ -38,14 +39,16 @@ impl Set {
         )
     }
 
-    /// Makes the set. One of that name and shape is left alone; one of another shape hands its entries over.
-    pub(super) fn adopt(&self) -> Result<()> {
+    /// Makes the set. One of that name and shape is left alone; one of another shape hands its bans over. Says whether it is
+    /// a new one.
+    pub(super) fn adopt(&self) -> Result<bool> {
         let Self {
             name, room, family, ..
         } = *self;
         let shape = self.shape();
         match restore(&[&format!("create {name} {shape}")]) {
-            Ok(()) => return Ok(()),
+            // It says the same of one that was there.
+            Ok(()) => return Ok(false),
             Err(failure) if failure.reason.contains("same name already exists") => {}
             Err(failure) => {
                 return Err(failure).with_context(|| format!("cannot make the ipset {name}"));
@@ -76,7 +79,8 @@ impl Set {
             }
         });
         self.replace(members)
-            .with_context(|| format!("cannot replace the ipset {name} by one that is {shape}"))
+            .with_context(|| format!("cannot replace the ipset {name} by one that is {shape}"))?;
+        Ok(true)
     }
 
     /// Fills a set aside and lets it take this one's place at once.
@@ -105,20 +109,38 @@ impl Set {
     }
 }
 
-/// A change as a line for [`restore`].
-pub(super) fn line(set: &str, change: Change) -> Result<String> {
-    let (Change::Ban(subject, _) | Change::Unban(subject)) = change;
+/// A change as lines for [`restore`]. A ban goes into the one set as itself and, if `mirrored`, into the other one as an
+/// exception, so that of bans around one another the narrowest decides in both.
+pub(super) fn lines(family: &Family, change: Change, mirrored: bool) -> Result<Vec<String>> {
+    let subject = change.subject();
     if let [low, high] = holdable(subject.net())[..] {
         return Err(anyhow!(
             "an ipset cannot hold {subject}: ban {low} and {high}"
         ));
     }
-    Ok(match change {
-        Change::Ban(_, lifetime) if lifetime != Lifetime::For(Duration::ZERO) => {
-            format!("add {set} {subject} timeout {}", timeout(lifetime))
-        }
-        Change::Ban(..) | Change::Unban(_) => format!("del {set} {subject}"),
-    })
+    let (set, other, lifetime) = match change {
+        Change::Ban(_, lifetime) => (family.bans, family.observed, lifetime),
+        Change::Observe(_, lifetime) => (family.observed, family.bans, lifetime),
+        Change::Unban(_) => (family.bans, family.observed, Lifetime::For(Duration::ZERO)),
+    };
+    let is_over = lifetime == Lifetime::For(Duration::ZERO);
+    let mut lines = Vec::new();
+    if is_over {
+        lines.push(format!("del {set} {subject}"));
+    } else {
+        lines.push(format!("add {set} {subject} timeout {}", timeout(lifetime)));
+    }
+    if mirrored && is_over {
+        lines.push(format!("del {other} {subject}"));
+    } else if mirrored {
+        lines.push(exception(other, subject, lifetime));
+    }
+    Ok(lines)
+}
+
+/// A line that keeps a subject out of a wider entry of the set.
+pub(super) fn exception(set: &str, subject: Subject, lifetime: Lifetime) -> String {
+    format!("add {set} {subject} timeout {} nomatch", timeout(lifetime))
 }
 
 /// In whole seconds, rounded up; 0 is for ever.
@@ -194,7 +216,7 @@ pub(super) fn destroy(set: &str) -> Result<()> {
     }
 }
 
-/// The entries in a listing.
+/// The bans in a listing; exceptions are none.
 pub(super) fn entries(listing: &str) -> Vec<Entry> {
     listing.lines().filter_map(entry).collect()
 }
@@ -211,7 +233,7 @@ fn entry(line: &str) -> Option<Entry> {
                 seconds => lifetime = Lifetime::For(Duration::from_secs(seconds)),
             },
             "packets" => hits = words.next()?.parse().ok()?,
-            // Somebody's exception from a wider entry: not a ban.
+            // An exception from a wider entry: not a ban.
             "nomatch" => return None,
             // The last option, and free text.
             "comment" => break,
@@ -221,6 +243,7 @@ fn entry(line: &str) -> Option<Entry> {
     Some(Entry {
         subject,
         lifetime,
+        observed: false,
         hits,
         last_seen: None,
     })
@@ -228,8 +251,6 @@ fn entry(line: &str) -> Option<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_engine::Subject;
-
     use super::*;
 
     fn subject(text: &str) -> Subject {
@@ -293,32 +314,54 @@ add PORTCULLIS6 2001:db8::1 timeout 1 packets 0 bytes 0
 
     #[test]
     fn a_change_is_a_line() {
-        let of = |change| line("S", change).unwrap();
+        let [family, _] = &super::super::FAMILIES;
+        let of = |change| lines(family, change, false).unwrap().join("; ");
         let ban = |lifetime| of(Change::Ban(subject("192.0.2.1"), lifetime));
-        assert_eq!(ban(seconds(60)), "add S 192.0.2.1 timeout 60");
+        assert_eq!(ban(seconds(60)), "add PORTCULLIS4 192.0.2.1 timeout 60");
         assert_eq!(
             ban(Lifetime::For(Duration::from_millis(1))),
-            "add S 192.0.2.1 timeout 1"
+            "add PORTCULLIS4 192.0.2.1 timeout 1"
         );
         assert_eq!(
             ban(Lifetime::For(Duration::from_millis(59_001))),
-            "add S 192.0.2.1 timeout 60"
+            "add PORTCULLIS4 192.0.2.1 timeout 60"
         );
-        assert_eq!(ban(seconds(2_147_484)), "add S 192.0.2.1 timeout 2147483");
+        let longest = "add PORTCULLIS4 192.0.2.1 timeout 2147483";
+        assert_eq!(ban(seconds(2_147_484)), longest);
+        assert_eq!(ban(Lifetime::For(Duration::MAX)), longest);
         assert_eq!(
-            ban(Lifetime::For(Duration::MAX)),
-            "add S 192.0.2.1 timeout 2147483"
+            ban(Lifetime::Permanent),
+            "add PORTCULLIS4 192.0.2.1 timeout 0"
         );
-        assert_eq!(ban(Lifetime::Permanent), "add S 192.0.2.1 timeout 0");
-        assert_eq!(ban(seconds(0)), "del S 192.0.2.1");
+        assert_eq!(ban(seconds(0)), "del PORTCULLIS4 192.0.2.1");
         assert_eq!(
-            of(Change::Unban(subject("2001:db8::/64"))),
-            "del S 2001:db8::/64"
+            of(Change::Unban(subject("192.0.2.0/24"))),
+            "del PORTCULLIS4 192.0.2.0/24"
         );
-        let all = line("S", Change::Ban(subject("::/0"), Lifetime::Permanent)).unwrap_err();
+        let all = Change::Ban(subject("::/0"), Lifetime::Permanent);
+        let all = lines(family, all, false).unwrap_err();
         assert_eq!(
             all.to_string(),
             "an ipset cannot hold ::/0: ban ::/1 and 8000::/1"
+        );
+    }
+
+    #[test]
+    fn what_is_banned_is_an_exception_from_what_is_observed_and_the_other_way_round() {
+        let [family, _] = &super::super::FAMILIES;
+        let of = |change| lines(family, change, true).unwrap().join("; ");
+        let address = subject("192.0.2.1");
+        assert_eq!(
+            of(Change::Ban(address, seconds(60))),
+            "add PORTCULLIS4 192.0.2.1 timeout 60; add PORTCULLIS-O4 192.0.2.1 timeout 60 nomatch"
+        );
+        assert_eq!(
+            of(Change::Observe(address, seconds(60))),
+            "add PORTCULLIS-O4 192.0.2.1 timeout 60; add PORTCULLIS4 192.0.2.1 timeout 60 nomatch"
+        );
+        assert_eq!(
+            of(Change::Unban(address)),
+            "del PORTCULLIS4 192.0.2.1; del PORTCULLIS-O4 192.0.2.1"
         );
     }
 }

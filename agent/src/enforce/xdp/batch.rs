@@ -15,13 +15,15 @@ use aya::{
 };
 use nix::libc;
 
+use crate::enforce::Page;
+
 /// `BPF_MAP_LOOKUP_BATCH`, as in the kernel's `enum bpf_cmd`.
 const LOOKUP: libc::c_int = 24;
 /// `BPF_MAP_UPDATE_BATCH`.
 const UPDATE: libc::c_int = 26;
 
 /// Entries that are read with one call. A bucket that holds more than there is room for is asked for again with more.
-const CHUNK: usize = 16_384;
+const CHUNK: usize = 4096;
 
 /// The part of the kernel's `union bpf_attr` that batch commands use.
 #[repr(C)]
@@ -68,58 +70,51 @@ pub(super) fn update<K: Pod, V: Pod>(
     }
 }
 
-/// Reads every entry of a hash map. Entries that come or go meanwhile may or may not be among them.
+/// Reads about [`CHUNK`] entries of a hash map, from a bucket on; none is its first. Returns the bucket to go on with, unless
+/// that was all. Entries that come or go meanwhile may or may not be among them.
 ///
 /// # Errors
 /// What the kernel says.
 pub(super) fn read<K: Pod + Default, V: Pod>(
     map: &impl IterableMap<K, V>,
     blank: V,
-) -> io::Result<Vec<(K, V)>> {
-    let mut all = Vec::new();
+    from: Option<u32>,
+) -> io::Result<Page<(K, V), u32>> {
     let mut chunk = CHUNK;
-    // For a hash map this is the number of the next bucket.
-    let (mut from, mut to) = (0u32, 0u32);
-    let mut begun = false;
-    let (mut keys, mut values) = (vec![K::default(); chunk], vec![blank; chunk]);
+    let first = from.unwrap_or_default();
+    let mut next = 0u32;
     loop {
+        let (mut keys, mut values) = (vec![K::default(); chunk], vec![blank; chunk]);
         let mut attr = Attr {
-            in_batch: if begun { &raw const from as u64 } else { 0 },
-            out_batch: &raw mut to as u64,
+            in_batch: if from.is_some() {
+                &raw const first as u64
+            } else {
+                0
+            },
+            out_batch: &raw mut next as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: u32::try_from(chunk).unwrap_or(u32::MAX),
             map_fd: descriptor(map.map()),
             ..Attr::default()
         };
-        // SAFETY: both vectors hold `count` plain values, for which every bit pattern is valid; they, `from` and `to` outlive
-        // the call, and nothing else refers to them. aya has seen that the map's sizes are those of `K` and `V`.
+        // SAFETY: both vectors hold `count` plain values, for which every bit pattern is valid; they, `first` and `next`
+        // outlive the call, and nothing else refers to them. aya has seen that the map's sizes are those of `K` and `V`.
         let result = unsafe { bpf(LOOKUP, &mut attr) };
-        let (found, at_end) = match result {
-            Ok(()) => (attr.count as usize, false),
+        let is_last = match result {
+            Ok(()) => false,
             Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT) => (attr.count as usize, true),
+                Some(libc::ENOENT) => true,
                 Some(libc::ENOSPC) => {
                     chunk *= 2;
-                    keys.resize(chunk, K::default());
-                    values.resize(chunk, blank);
                     continue;
                 }
                 Some(libc::EINTR) => continue,
                 _ => return Err(error),
             },
         };
-        let found = found.min(chunk);
-        all.extend(
-            keys[..found]
-                .iter()
-                .copied()
-                .zip(values[..found].iter().copied()),
-        );
-        if at_end {
-            return Ok(all);
-        }
-        (from, begun) = (to, true);
+        let entries = keys.into_iter().zip(values).take(attr.count as usize);
+        return Ok((entries.collect(), (!is_last).then_some(next)));
     }
 }
 

@@ -32,6 +32,11 @@ impl FrontFilter {
         }
     }
 
+    /// There are so many more to come.
+    pub(super) fn reserve(&mut self, entries: usize) {
+        self.entries.reserve(entries);
+    }
+
     /// One more entry stands behind a bit, once it is written.
     pub(super) fn add(&mut self, bit: u32) {
         let entries = self.entries.entry(bit).or_insert(0);

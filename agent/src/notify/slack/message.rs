@@ -110,10 +110,10 @@ fn headline(told: &Told) -> String {
         .map_or_else(|| "the site".to_owned(), |subject| subject.to_string());
     match (event.action, told.observed) {
         (Action::Ban, false) => format!("Banned {who}{}", for_how_long(event)),
-        (Action::Ban, true) => format!("Would ban {who}{} (observe mode)", for_how_long(event)),
+        (Action::Ban, true) => format!("Would ban {who}{} (only observed)", for_how_long(event)),
         (Action::Unban, false) => format!("Resolved: the ban of {who} is over"),
         (Action::Unban, true) => {
-            format!("Resolved: the would-be ban of {who} is over (observe mode)")
+            format!("Resolved: the would-be ban of {who} is over (only observed)")
         }
         (Action::Refuse, _) => format!("Did not ban {who}"),
         (Action::Fail, _) => format!("Could not change the ban of {who}"),
@@ -129,7 +129,7 @@ fn headline(told: &Told) -> String {
 /// The one-line form, for notifications and clients that show no blocks.
 fn one_line(told: &Told) -> String {
     let effect = if is_harmless(told) {
-        " | observe mode, nothing was dropped"
+        " | only observed, nothing was dropped"
     } else {
         ""
     };
@@ -185,7 +185,7 @@ fn fields(told: &Told) -> Vec<(&'static str, String)> {
     if is_harmless(told) {
         fields.push((
             "Effect",
-            "none: observe mode, nothing was dropped".to_owned(),
+            "none: only observed, nothing was dropped".to_owned(),
         ));
     }
     fields
@@ -232,7 +232,7 @@ fn count(all: &[Told]) -> String {
         }
     }
     let observed = if all.iter().any(is_harmless) {
-        " (observe mode)"
+        " (only observed)"
     } else {
         ""
     };
@@ -253,7 +253,7 @@ fn digest_fields(batch: &Batch) -> Vec<(&'static str, String)> {
         fields.push((
             "Effect",
             format!(
-                "none for {harmless} of {}: observe mode, nothing was dropped",
+                "none for {harmless} of {}: only observed, nothing was dropped",
                 batch.told.len()
             ),
         ));
@@ -449,6 +449,7 @@ mod tests {
             origin: Origin::Detector,
             reason: finding.to_string(),
             finding: Some(finding),
+            observe: false,
         };
         let event = Event::of_ban(NOW, action, &ban, ban.reason.clone());
         Told { event, observed }
@@ -565,12 +566,12 @@ mod tests {
             (
                 Action::Ban,
                 "WOULD-BAN",
-                "🔵 Would ban 192.0.2.1 for 10m (observe mode) · edge-1",
+                "🔵 Would ban 192.0.2.1 for 10m (only observed) · edge-1",
             ),
             (
                 Action::Unban,
                 "WOULD-UNBAN",
-                "🟢 Resolved: the would-be ban of 192.0.2.1 is over (observe mode) · edge-1",
+                "🟢 Resolved: the would-be ban of 192.0.2.1 is over (only observed) · edge-1",
             ),
         ] {
             let payload = render(vec![ban("192.0.2.1", 20.0, action, true)]);
@@ -582,12 +583,12 @@ mod tests {
                 "{fallback}"
             );
             assert!(
-                fallback.ends_with(" | observe mode, nothing was dropped | edge-1"),
+                fallback.ends_with(" | only observed, nothing was dropped | edge-1"),
                 "{fallback}"
             );
             let fields = payload["blocks"][2].to_string();
             assert!(
-                fields.contains("none: observe mode, nothing was dropped"),
+                fields.contains("none: only observed, nothing was dropped"),
                 "{fields}"
             );
         }
@@ -654,7 +655,7 @@ mod tests {
         check(&payload);
         assert_eq!(
             header(&payload),
-            "🔴 25 bans, 25 would-be bans, 1 unban, 1 failure (observe mode) · edge-1"
+            "🔴 25 bans, 25 would-be bans, 1 unban, 1 failure (only observed) · edge-1"
         );
         let list = payload["blocks"][1]["text"]["text"].as_str().unwrap();
         let lines: Vec<&str> = list.lines().collect();
@@ -662,7 +663,7 @@ mod tests {
         let first = "• `Banned 192.0.2.49 for 10m`: `69.00 req/s against 10.00 ± 2.00 req/s; z 29.50 &gt; 3`";
         assert_eq!(lines[0], first);
         assert!(
-            lines[1].contains("Would ban 192.0.2.48 for 10m (observe mode)"),
+            lines[1].contains("Would ban 192.0.2.48 for 10m (only observed)"),
             "{list}"
         );
         assert!(lines[9].contains("192.0.2.40"), "{list}");

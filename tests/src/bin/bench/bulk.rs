@@ -55,9 +55,7 @@ pub fn measure(lab: &Lab, quick: bool, note: &mut Note) -> Result<()> {
         );
         let gone: Vec<_> = new
             .into_iter()
-            .map(|change| match change {
-                Change::Ban(subject, _) | Change::Unban(subject) => Change::Unban(subject),
-            })
+            .map(|change| Change::Unban(change.subject()))
             .collect();
         lap(timed(|| subjects::apply(&mut ours, &gone))?);
         drop(ours);
