@@ -3,10 +3,12 @@
 //!
 //! A set bit says "something could match, look further"; a clear bit is proof that nothing does.
 
-/// Bits of one filter.
-pub const BITS: u32 = 1 << 24;
-/// `u64` words of one filter: 2 MiB.
-pub const WORDS: u32 = BITS / 64;
+/// An element of a filter's map: a cache line of bits, so that a million bans are entered with 32,768 of them.
+pub type Line = [u64; 8];
+const LINE_BITS: u32 = 512;
+
+/// Lines of one filter, with a bit for each of 2^24 prefixes: 2 MiB.
+pub const LINES: u32 = (1 << 24) / LINE_BITS;
 
 /// Bit of an IPv4 address (host byte order): one bit for each /24.
 #[inline(always)]
@@ -23,9 +25,9 @@ pub const fn bit_v6(prefix: u64) -> u32 {
     (prefix.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as u32
 }
 
-/// Words of the allowlist's filters, one a family: 8 KiB. A set bit says "the allowlist could match"; a banned packet is
+/// Lines of the allowlist's filters, one a family: 8 KiB. A set bit says "the allowlist could match"; a banned packet is
 /// looked up in the allowlist, which costs about as much as the ban's own look-up, only then.
-pub const ALLOW_WORDS: u32 = (1 << 16) / 64;
+pub const ALLOW_LINES: u32 = (1 << 16) / LINE_BITS;
 
 /// Bit of an IPv4 address (host byte order) in the allowlist's filter: one bit for each /16.
 #[inline(always)]
@@ -41,11 +43,18 @@ pub const fn allow_bit_v6(prefix: u64) -> u32 {
     (prefix >> 48) as u32
 }
 
-/// Word that holds a bit.
+/// Line that holds a bit.
 #[inline(always)]
 #[must_use]
-pub const fn word(bit: u32) -> u32 {
-    bit >> 6
+pub const fn line(bit: u32) -> u32 {
+    bit / LINE_BITS
+}
+
+/// Word of its line that holds a bit, 0 to 7.
+#[inline(always)]
+#[must_use]
+pub const fn word(bit: u32) -> usize {
+    (bit / 64 % 8) as usize
 }
 
 /// Mask of a bit inside its word.

@@ -17,13 +17,13 @@ pub const CIDR_V6: &str = "CIDR_V6";
 pub const ALLOW_V4: &str = "ALLOW_V4";
 /// IPv6 allowlist: longest prefix match → `u32` (unused).
 pub const ALLOW_V6: &str = "ALLOW_V6";
-/// Front filter of IPv4: [`crate::front::WORDS`] words.
+/// Front filter of IPv4: [`crate::front::LINES`] lines.
 pub const FRONT_V4: &str = "FRONT_V4";
-/// Front filter of IPv6: [`crate::front::WORDS`] words.
+/// Front filter of IPv6: [`crate::front::LINES`] lines.
 pub const FRONT_V6: &str = "FRONT_V6";
-/// Front filter of the IPv4 allowlist: [`crate::front::ALLOW_WORDS`] words.
+/// Front filter of the IPv4 allowlist: [`crate::front::ALLOW_LINES`] lines.
 pub const ALLOW_FRONT_V4: &str = "ALLOW_FRONT_V4";
-/// Front filter of the IPv6 allowlist: [`crate::front::ALLOW_WORDS`] words.
+/// Front filter of the IPv6 allowlist: [`crate::front::ALLOW_LINES`] lines.
 pub const ALLOW_FRONT_V6: &str = "ALLOW_FRONT_V6";
 /// Per-CPU totals by [`crate::stats::Counter`].
 pub const STATS: &str = "STATS";

@@ -13,7 +13,13 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
 };
-use portcullis_common::{ban::Entry, event::Sample, front, settings::Settings, stats::Counter};
+use portcullis_common::{
+    ban::Entry,
+    event::Sample,
+    front::{self, Line},
+    settings::Settings,
+    stats::Counter,
+};
 
 use crate::packet::V6;
 
@@ -37,13 +43,13 @@ static ALLOW_V4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIXES, 0);
 #[map]
 static ALLOW_V6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(PREFIXES, 0);
 #[map]
-static FRONT_V4: Array<u64> = Array::with_max_entries(front::WORDS, 0);
+static FRONT_V4: Array<Line> = Array::with_max_entries(front::LINES, 0);
 #[map]
-static FRONT_V6: Array<u64> = Array::with_max_entries(front::WORDS, 0);
+static FRONT_V6: Array<Line> = Array::with_max_entries(front::LINES, 0);
 #[map]
-static ALLOW_FRONT_V4: Array<u64> = Array::with_max_entries(front::ALLOW_WORDS, 0);
+static ALLOW_FRONT_V4: Array<Line> = Array::with_max_entries(front::ALLOW_LINES, 0);
 #[map]
-static ALLOW_FRONT_V6: Array<u64> = Array::with_max_entries(front::ALLOW_WORDS, 0);
+static ALLOW_FRONT_V6: Array<Line> = Array::with_max_entries(front::ALLOW_LINES, 0);
 #[map]
 static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
@@ -66,10 +72,10 @@ pub fn front_v6(prefix: u64) -> bool {
 }
 
 #[inline(always)]
-fn front_bit(words: &Array<u64>, bit: u32) -> bool {
-    words
-        .get(front::word(bit))
-        .is_some_and(|word| word & front::mask(bit) != 0)
+fn front_bit(lines: &Array<Line>, bit: u32) -> bool {
+    lines
+        .get(front::line(bit))
+        .is_some_and(|line| line[front::word(bit)] & front::mask(bit) != 0)
 }
 
 /// The ban of one IPv4 address.

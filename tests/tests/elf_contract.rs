@@ -18,10 +18,10 @@ fn maps_and_program_are_what_the_contract_says() {
         (names::CIDR_V6, 4 + 16, entry),
         (names::ALLOW_V4, 4 + 4, 4),
         (names::ALLOW_V6, 4 + 16, 4),
-        (names::FRONT_V4, 4, 8),
-        (names::FRONT_V6, 4, 8),
-        (names::ALLOW_FRONT_V4, 4, 8),
-        (names::ALLOW_FRONT_V6, 4, 8),
+        (names::FRONT_V4, 4, 64),
+        (names::FRONT_V6, 4, 64),
+        (names::ALLOW_FRONT_V4, 4, 64),
+        (names::ALLOW_FRONT_V6, 4, 64),
         (names::STATS, 4, 8),
         (names::SAMPLES, 0, 0),
         (names::SETTINGS, 4, size_of::<Settings>()),
@@ -37,10 +37,10 @@ fn maps_and_program_are_what_the_contract_says() {
         );
         assert!(name.len() <= 15, "{name} is too long for the kernel");
     }
-    assert_eq!(object.maps[names::FRONT_V4].max_entries(), front::WORDS);
+    assert_eq!(object.maps[names::FRONT_V4].max_entries(), front::LINES);
     assert_eq!(
         object.maps[names::ALLOW_FRONT_V4].max_entries(),
-        front::ALLOW_WORDS
+        front::ALLOW_LINES
     );
     assert_eq!(
         object.maps[names::STATS].max_entries() as usize,

@@ -8,11 +8,12 @@
 mod batch;
 mod explain;
 mod front;
+mod noted;
 mod pins;
 pub(crate) mod whose;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
@@ -42,7 +43,7 @@ use portcullis_engine::Subject;
 use tracing::{info, warn};
 
 pub use self::pins::{Lock, lock};
-use self::{front::FrontFilter, pins::Pins};
+use self::{front::FrontFilter, noted::Noted, pins::Pins};
 use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Lifetime, Mode, Page};
 use crate::runtime::clock;
 
@@ -90,8 +91,8 @@ impl Flavour {
     }
 }
 
-/// Whoever is banned chooses these keys, so the hash is seeded at random; it is quick, as there can be a million.
-type Subjects = HashSet<Subject, foldhash::fast::RandomState>;
+/// New bans that are entered with one system call.
+const TOGETHER: usize = 4096;
 
 /// The back end.
 pub struct Xdp {
@@ -128,7 +129,7 @@ pub struct Xdp {
     /// Attached to every interface once.
     active: bool,
     /// Every subject whose entry the program looks for.
-    noted: Subjects,
+    noted: Noted,
     /// How many of them are in the maps that the program asks only when told to.
     hosts_v6: usize,
     prefixes_v4: usize,
@@ -237,7 +238,7 @@ impl Xdp {
             sample_below: Settings::one_in(options.sample_one_in),
             written_flags: 0,
             active: false,
-            noted: Subjects::default(),
+            noted: Noted::default(),
             hosts_v6: 0,
             prefixes_v4: 0,
             prefixes_v6: 0,
@@ -247,13 +248,15 @@ impl Xdp {
         while let Some(from) = next {
             let values;
             (values, next) = xdp.values_from(from)?;
-            xdp.note_found(&values);
+            for (subject, _) in values {
+                xdp.note_found(subject);
+            }
         }
         xdp.write_counts()?;
         let allowed = xdp.allowed()?;
         xdp.front_allowed(&allowed)?;
         xdp.write_settings()?;
-        if !xdp.noted.is_empty() {
+        if xdp.noted.len() > 0 {
             info!("adopted {} bans of an earlier run", xdp.noted.len());
         }
         Ok(xdp)
@@ -291,7 +294,7 @@ impl Xdp {
             // A trie answers with the longest prefix that is not longer than the key: this one, if it is there. Only
             // then is there something to renew.
             Slot::CidrV4(key) => {
-                let value = if self.noted.contains(&subject) {
+                let value = if self.noted.contains(subject) {
                     renewed(self.cidr_v4.get(&key, 0), entry)?
                 } else {
                     entry
@@ -299,7 +302,7 @@ impl Xdp {
                 self.cidr_v4.insert(&key, value, 0)
             }
             Slot::CidrV6(key) => {
-                let value = if self.noted.contains(&subject) {
+                let value = if self.noted.contains(subject) {
                     renewed(self.cidr_v6.get(&key, 0), entry)?
                 } else {
                     entry
@@ -308,12 +311,8 @@ impl Xdp {
             }
         }
         .map_err(|error| explain::put(error, subject))?;
-        // An entry that the program does not look for is no ban: rather none at all, and tried again.
-        self.note_added(subject).inspect_err(|_| {
-            if let Err(error) = self.delete(subject) {
-                warn!("{subject}: {error:#}");
-            }
-        })
+        self.note_found(subject);
+        Ok(())
     }
 
     /// Deletes an entry, if it is there.
@@ -327,34 +326,21 @@ impl Xdp {
         };
         match deleted {
             Err(error) if !explain::is_not_found(&error) => Err(error.into()),
-            _ => self.note_removed(subject),
-        }
-    }
-
-    /// An entry is in its map: make the program look for it. Each subject counts once, however often it is written.
-    fn note_added(&mut self, subject: Subject) -> Result<()> {
-        if self.noted.insert(subject) {
-            self.count(subject, true);
-        }
-        self.write_counts()
-    }
-
-    /// Entries are in their maps that may be somebody else's: they count from now on, so that taking one away takes nobody
-    /// else's bit.
-    fn note_found(&mut self, values: &[(Subject, Value)]) {
-        for (subject, _) in values {
-            if self.noted.insert(*subject) {
-                self.count(*subject, true);
+            _ => {
+                if self.noted.remove(subject) {
+                    self.count(subject, false);
+                }
+                Ok(())
             }
         }
     }
 
-    /// An entry is gone: the opposite of `note_added`.
-    fn note_removed(&mut self, subject: Subject) -> Result<()> {
-        if self.noted.remove(&subject) {
-            self.count(subject, false);
+    /// An entry is in its map, by our hand or somebody else's: it counts once, however often it is met, so that taking it away
+    /// takes nobody else's bit.
+    fn note_found(&mut self, subject: Subject) {
+        if self.noted.insert(subject) {
+            self.count(subject, true);
         }
-        self.write_counts()
     }
 
     /// Keeps what the program asks first (the bits of the front filter, the flags) in step with the maps, here.
@@ -424,41 +410,25 @@ impl Xdp {
     fn put_new(&mut self, bans: &[(Subject, Value)]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = bans.iter().map(|_| Ok(())).collect();
         let (mut v4, mut v6) = (Bulk::default(), Bulk::default());
-        let (mut in_v4, mut in_v6) = (0, 0);
         for (index, (subject, entry)) in bans.iter().enumerate() {
             match Slot::of(*subject) {
-                Slot::V4(key) => {
-                    v4.push(index, key, *entry);
-                    in_v4 += 1;
-                }
-                Slot::V6(key) => {
-                    v6.push(index, key, *entry);
-                    in_v6 += 1;
-                }
+                Slot::V4(key) => v4.push(index, key, *entry),
+                Slot::V6(key) => v6.push(index, key, *entry),
                 _ => {
-                    self.noted.remove(subject);
+                    self.noted.remove(*subject);
                     results[index] = self.put(*subject, *entry);
                 }
             }
         }
-        self.front_v4.reserve(in_v4);
-        self.front_v6.reserve(in_v6);
         let failed = v4.write(&self.bans_v4).chain(v6.write(&self.bans_v6));
         for (index, error) in failed.collect::<Vec<_>>() {
             let (subject, _) = bans[index];
-            self.noted.remove(&subject);
+            self.noted.remove(subject);
             results[index] = Err(explain::put(error, subject));
         }
         for ((subject, _), result) in bans.iter().zip(&results) {
             if result.is_ok() && matches!(Slot::of(*subject), Slot::V4(_) | Slot::V6(_)) {
                 self.count(*subject, true);
-            }
-        }
-        if let Err(error) = self.write_counts() {
-            // Entries that the program does not look for are no bans. The filter is written with the next change.
-            let why = format!("{error:#}");
-            for result in results.iter_mut().filter(|result| result.is_ok()) {
-                *result = Err(anyhow!("{why}"));
             }
         }
         results
@@ -666,8 +636,7 @@ impl Enforcer for Xdp {
         let now = clock::boot();
         let mut results = Vec::with_capacity(changes.len());
         // New bans in a row are entered together.
-        let mut new: Vec<(Subject, Value)> = Vec::with_capacity(changes.len());
-        self.noted.reserve(changes.len());
+        let mut new: Vec<(Subject, Value)> = Vec::new();
         for change in changes {
             let entry = match *change {
                 Change::Ban(subject, lifetime) => Some(value(subject, lifetime, 0, now)),
@@ -680,22 +649,38 @@ impl Enforcer for Xdp {
             match entry {
                 Some(entry) if self.noted.insert(subject) => new.push((subject, entry)),
                 entry => {
-                    results.append(&mut self.put_new(&std::mem::take(&mut new)));
+                    results.append(&mut self.put_new(&new));
+                    new.clear();
                     results.push(match entry {
                         Some(entry) => self.put(subject, entry),
                         None => self.delete(subject),
                     });
                 }
             }
+            if new.len() == TOGETHER {
+                results.append(&mut self.put_new(&new));
+                new.clear();
+            }
         }
         results.append(&mut self.put_new(&new));
+        if let Err(error) = self.write_counts() {
+            // Entries that the program does not look for are no bans. The filter is written with the next change.
+            let why = format!("{error:#}");
+            for (change, result) in changes.iter().zip(&mut results) {
+                if result.is_ok() && !matches!(change, Change::Unban(_)) {
+                    *result = Err(anyhow!("{why}"));
+                }
+            }
+        }
         results
     }
 
     fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>> {
         let now = clock::boot();
         let (values, next) = self.values_from(from)?;
-        self.note_found(&values);
+        for (subject, _) in &values {
+            self.note_found(*subject);
+        }
         self.write_counts()?;
         let entry = |(subject, value): (Subject, Value)| Entry {
             subject,

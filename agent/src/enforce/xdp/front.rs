@@ -1,76 +1,62 @@
 //! A front filter as the agent keeps it: the kernel's bitmap and how many entries stand behind each bit.
 
-use std::collections::HashMap;
-
 use anyhow::{Result, anyhow};
 use aya::maps::{Array, MapData};
-use portcullis_common::front::{mask, word};
+use portcullis_common::front::{Line, line, mask, word};
 
 use super::{batch, explain};
 
-/// One filter. The agent is its only writer, so a word is written whole from the copy here.
+/// One filter. The agent is its only writer, so a line is written whole from the copy here.
 pub(super) struct FrontFilter {
-    map: Array<MapData, u64>,
-    words: Vec<u64>,
-    entries: HashMap<u32, u32, foldhash::fast::RandomState>,
-    /// Words that the kernel does not have yet; each once.
+    map: Array<MapData, Line>,
+    lines: Vec<Line>,
+    /// Entries behind each bit. One that has reached the greatest number stays set for ever: that costs a look-up.
+    entries: Vec<u16>,
+    /// Lines that the kernel does not have yet; each once.
     changed: Vec<u32>,
-    /// Which words those are: a bit for each.
-    is_changed: Vec<u64>,
+    is_changed: Vec<bool>,
 }
 
 impl FrontFilter {
     /// Over a map that is all zeros, as a fresh one is.
-    pub(super) fn new(map: Array<MapData, u64>) -> Self {
-        let words = map.len() as usize;
+    pub(super) fn new(map: Array<MapData, Line>) -> Self {
+        let lines = map.len() as usize;
         Self {
             map,
-            words: vec![0; words],
-            entries: HashMap::default(),
+            lines: vec![Line::default(); lines],
+            // Zeros take no memory until they are written to.
+            entries: vec![0; lines * Line::default().len() * 64],
             changed: Vec::new(),
-            is_changed: vec![0; words.div_ceil(64)],
+            is_changed: vec![false; lines],
         }
-    }
-
-    /// There are so many more to come.
-    pub(super) fn reserve(&mut self, entries: usize) {
-        self.entries.reserve(entries);
     }
 
     /// One more entry stands behind a bit, once it is written.
     pub(super) fn add(&mut self, bit: u32) {
-        let entries = self.entries.entry(bit).or_insert(0);
-        *entries += 1;
+        let entries = &mut self.entries[bit as usize];
+        *entries = entries.saturating_add(1);
         if *entries == 1 {
-            self.set(bit, true);
+            self.lines[line(bit) as usize][word(bit)] |= mask(bit);
+            self.note(bit);
         }
     }
 
     /// One entry less stands behind a bit, once it is written.
     pub(super) fn remove(&mut self, bit: u32) {
-        let Some(entries) = self.entries.get_mut(&bit) else {
-            return;
-        };
-        *entries -= 1;
-        if *entries == 0 {
-            self.entries.remove(&bit);
-            self.set(bit, false);
+        let entries = &mut self.entries[bit as usize];
+        if !matches!(*entries, 0 | u16::MAX) {
+            *entries -= 1;
+            if *entries == 0 {
+                self.lines[line(bit) as usize][word(bit)] &= !mask(bit);
+                self.note(bit);
+            }
         }
     }
 
-    fn set(&mut self, bit: u32, set: bool) {
-        let index = word(bit);
-        if let Some(value) = self.words.get_mut(index as usize) {
-            if set {
-                *value |= mask(bit);
-            } else {
-                *value &= !mask(bit);
-            }
-            let changed = &mut self.is_changed[word(index) as usize];
-            if *changed & mask(index) == 0 {
-                *changed |= mask(index);
-                self.changed.push(index);
-            }
+    fn note(&mut self, bit: u32) {
+        let index = line(bit);
+        if !std::mem::replace(&mut self.is_changed[index as usize], true) {
+            self.changed.push(index);
         }
     }
 
@@ -84,22 +70,22 @@ impl FrontFilter {
             // The usual case: one ban.
             [index] => self
                 .map
-                .set(index, self.words[index as usize], 0)
+                .set(index, self.lines[index as usize], 0)
                 .map_err(explain::write)?,
             _ => {
-                let values: Vec<u64> = self
+                let lines: Vec<Line> = self
                     .changed
                     .iter()
-                    .map(|index| self.words[*index as usize])
+                    .map(|index| self.lines[*index as usize])
                     .collect();
-                let (_, error) = batch::update(&self.map, &self.changed, &values);
+                let (_, error) = batch::update(&self.map, &self.changed, &lines);
                 if let Some(error) = error {
                     return Err(anyhow!(error).context("cannot write a map"));
                 }
             }
         }
         for index in self.changed.drain(..) {
-            self.is_changed[word(index) as usize] &= !mask(index);
+            self.is_changed[index as usize] = false;
         }
         Ok(())
     }
