@@ -17,10 +17,14 @@ pub const CIDR_V6: &str = "CIDR_V6";
 pub const ALLOW_V4: &str = "ALLOW_V4";
 /// IPv6 allowlist: longest prefix match → `u32` (unused).
 pub const ALLOW_V6: &str = "ALLOW_V6";
-/// Front filter of IPv4: [`crate::front::LINES`] lines.
+/// Fine front filter of IPv4: [`crate::front::LINES`] lines.
 pub const FRONT_V4: &str = "FRONT_V4";
-/// Front filter of IPv6: [`crate::front::LINES`] lines.
+/// Fine front filter of IPv6: [`crate::front::LINES`] lines.
 pub const FRONT_V6: &str = "FRONT_V6";
+/// Coarse front filter of IPv4: [`crate::front::COARSE_LINES`] lines.
+pub const COARSE_V4: &str = "COARSE_V4";
+/// Coarse front filter of IPv6: [`crate::front::COARSE_LINES`] lines.
+pub const COARSE_V6: &str = "COARSE_V6";
 /// Front filter of the IPv4 allowlist: [`crate::front::ALLOW_LINES`] lines.
 pub const ALLOW_FRONT_V4: &str = "ALLOW_FRONT_V4";
 /// Front filter of the IPv6 allowlist: [`crate::front::ALLOW_LINES`] lines.

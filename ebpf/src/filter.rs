@@ -123,48 +123,59 @@ fn find_v4(address: [u8; 4], flags: u32, now: Now) -> Result<*mut Entry, Counter
     }
 }
 
-/// As [`find_v4`]: the single address first, then its /64, then wider prefixes.
+/// As [`find_v4`]: the single address, then prefixes longer than a /64, the /64, and wider prefixes.
 #[inline(always)]
 fn find_v6(address: packet::V6, flags: u32, now: Now) -> Result<*mut Entry, Counter> {
-    let mut found = Err(Counter::Neighbour);
+    let mut host = Err(Counter::Neighbour);
     if flags & settings::HOST_V6 != 0 {
-        found = live(maps::ban_v6_host(address), now, Counter::Neighbour);
+        host = live(maps::ban_v6_host(address), now, Counter::Neighbour);
     }
-    if let Err(reason) = found {
-        found = live(maps::ban_v6(address), now, reason);
+    let Err(reason) = host else {
+        return host;
+    };
+    let network = live(maps::ban_v6(address), now, reason);
+    if flags & settings::CIDR_V6 == 0 {
+        return network;
     }
-    match found {
-        Err(reason) if flags & settings::CIDR_V6 != 0 => {
-            cidr(128, now, reason, |length| maps::cidr_v6(address, length))
-        }
-        found => found,
+    let otherwise = network.err().unwrap_or(reason);
+    let prefix = cidr(128, now, otherwise, |length| maps::cidr_v6(address, length));
+    match (network, prefix) {
+        (Ok(_), Ok(prefix)) if length(prefix) > 64 => Ok(prefix),
+        (Ok(network), _) => Ok(network),
+        (Err(_), prefix) => prefix,
     }
+}
+
+/// Prefix length of a CIDR ban.
+#[inline(always)]
+fn length(entry: *mut Entry) -> u32 {
+    (maps::flags(entry) >> PREFIX_SHIFT) & 0xFF
 }
 
 /// So many prefixes inside one another may have run out before the agent has removed the first.
 const NESTED: u32 = 8;
 
-/// The longest live prefix of at most `length` bits: past those that have run out, the next longer ones are asked.
+/// The longest live prefix of at most `longest` bits: past those that have run out, the next longer ones are asked.
 #[inline(always)]
 fn cidr(
-    mut length: u32,
+    mut longest: u32,
     now: Now,
     mut otherwise: Counter,
     look_up: impl Fn(u32) -> Option<*mut Entry>,
 ) -> Result<*mut Entry, Counter> {
     for _ in 0..NESTED {
-        let Some(entry) = look_up(length) else {
+        let Some(entry) = look_up(longest) else {
             return Err(otherwise);
         };
         match live(Some(entry), now, otherwise) {
             Ok(entry) => return Ok(entry),
             Err(reason) => otherwise = reason,
         }
-        let own = (maps::flags(entry) >> PREFIX_SHIFT) & 0xFF;
-        if own == 0 || own > length {
+        let own = length(entry);
+        if own == 0 || own > longest {
             return Err(otherwise);
         }
-        length = own - 1;
+        longest = own - 1;
     }
     Err(otherwise)
 }

@@ -47,6 +47,10 @@ static FRONT_V4: Array<Line> = Array::with_max_entries(front::LINES, 0);
 #[map]
 static FRONT_V6: Array<Line> = Array::with_max_entries(front::LINES, 0);
 #[map]
+static COARSE_V4: Array<Line> = Array::with_max_entries(front::COARSE_LINES, 0);
+#[map]
+static COARSE_V6: Array<Line> = Array::with_max_entries(front::COARSE_LINES, 0);
+#[map]
 static ALLOW_FRONT_V4: Array<Line> = Array::with_max_entries(front::ALLOW_LINES, 0);
 #[map]
 static ALLOW_FRONT_V6: Array<Line> = Array::with_max_entries(front::ALLOW_LINES, 0);
@@ -62,13 +66,15 @@ static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 /// Could an IPv4 ban match?
 #[inline(always)]
 pub fn front_v4(address: [u8; 4]) -> bool {
-    front_bit(&FRONT_V4, front::bit_v4(u32::from_be_bytes(address)))
+    let bit = front::bit_v4(u32::from_be_bytes(address));
+    front_bit(&COARSE_V4, front::coarse(bit)) && front_bit(&FRONT_V4, bit)
 }
 
 /// Could a ban of this /64, or of an address in it, match?
 #[inline(always)]
 pub fn front_v6(prefix: u64) -> bool {
-    front_bit(&FRONT_V6, front::bit_v6(prefix))
+    let bit = front::bit_v6(prefix);
+    front_bit(&COARSE_V6, front::coarse(bit)) && front_bit(&FRONT_V6, bit)
 }
 
 #[inline(always)]

@@ -20,6 +20,8 @@ fn maps_and_program_are_what_the_contract_says() {
         (names::ALLOW_V6, 4 + 16, 4),
         (names::FRONT_V4, 4, 64),
         (names::FRONT_V6, 4, 64),
+        (names::COARSE_V4, 4, 64),
+        (names::COARSE_V6, 4, 64),
         (names::ALLOW_FRONT_V4, 4, 64),
         (names::ALLOW_FRONT_V6, 4, 64),
         (names::STATS, 4, 8),
@@ -38,6 +40,10 @@ fn maps_and_program_are_what_the_contract_says() {
         assert!(name.len() <= 15, "{name} is too long for the kernel");
     }
     assert_eq!(object.maps[names::FRONT_V4].max_entries(), front::LINES);
+    assert_eq!(
+        object.maps[names::COARSE_V4].max_entries(),
+        front::COARSE_LINES
+    );
     assert_eq!(
         object.maps[names::ALLOW_FRONT_V4].max_entries(),
         front::ALLOW_LINES

@@ -680,6 +680,7 @@ fn net() -> impl Strategy<Value = IpNet> {
 #[derive(Clone, Debug)]
 enum Step {
     Ban(IpNet),
+    Observe(IpNet),
     Unban(IpNet),
     Allow(Vec<IpNet>),
     Packet(IpAddr),
@@ -688,6 +689,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => net().prop_map(Step::Ban),
+        1 => net().prop_map(Step::Observe),
         1 => net().prop_map(Step::Unban),
         1 => prop::collection::vec(net(), 0..3).prop_map(Step::Allow),
         8 => address().prop_map(Step::Packet),
@@ -780,31 +782,88 @@ fn a_map_that_fills_up_in_the_middle_of_a_load_takes_what_fits() {
     assert_eq!(entries, said, "each result is the truth about its own ban");
 }
 
+#[test]
+fn of_bans_around_one_another_the_narrowest_live_one_decides() {
+    let mut bench = Bench::new(Mode::Enforce);
+    // Each kind of prefix has another place in the kernel.
+    let nested = [
+        "2001:db8::/32",
+        "2001:db8::/64",
+        "2001:db8::/96",
+        "2001:db8::1/128",
+    ];
+    for observed in 0..nested.len() {
+        for over in 0..nested.len() {
+            for (index, net) in nested.iter().enumerate() {
+                let subject = net.parse().unwrap();
+                bench.change(Change::Unban(subject));
+                let lifetime = if index == over {
+                    Lifetime::For(Duration::ZERO)
+                } else {
+                    Lifetime::Permanent
+                };
+                bench.change(if index == observed {
+                    Change::Observe(subject, lifetime)
+                } else {
+                    Change::Ban(subject, lifetime)
+                });
+            }
+            let narrowest = |widest: usize| (0..=widest).rev().find(|index| *index != over);
+            for (source, widest) in [
+                ("2001:db8::1", 3),
+                ("2001:db8::2", 2),
+                ("2001:db8::1:0:0:2", 1),
+            ] {
+                let verdict = if narrowest(widest) == Some(observed) {
+                    PASS
+                } else {
+                    DROP
+                };
+                let (kind, bytes) = header(source.parse().unwrap(), 6, 0);
+                assert_eq!(
+                    bench.verdict(&frame(&[], kind, &bytes)),
+                    verdict,
+                    "{source}: {} is observed, {} is over",
+                    nested[observed],
+                    nested[over]
+                );
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Against the definition: dropped is who is in some banned prefix and in no allowed one.
+    /// Against the definition: dropped is who is in no allowed prefix and in some banned one, the narrowest of which is not
+    /// only observed.
     #[test]
     fn every_verdict_is_the_model_s(steps in prop::collection::vec(step(), 1..80)) {
         let mut bench = Bench::new(Mode::Enforce);
-        let (mut banned, mut allowed) = (Vec::<IpNet>::new(), Vec::<IpNet>::new());
+        let (mut banned, mut allowed) = (BTreeMap::<IpNet, bool>::new(), Vec::<IpNet>::new());
         for step in steps {
             match step {
                 Step::Ban(net) => {
                     bench.change(Change::Ban(Subject::of_net(net), Lifetime::Permanent));
-                    banned.retain(|other| *other != net);
-                    banned.push(net);
+                    banned.insert(net, true);
+                }
+                Step::Observe(net) => {
+                    bench.change(Change::Observe(Subject::of_net(net), Lifetime::Permanent));
+                    banned.insert(net, false);
                 }
                 Step::Unban(net) => {
                     bench.change(Change::Unban(Subject::of_net(net)));
-                    banned.retain(|other| *other != net);
+                    banned.remove(&net);
                 }
                 Step::Allow(nets) => {
                     bench.xdp.set_allowlist(&nets).unwrap();
                     allowed = nets;
                 }
                 Step::Packet(source) => {
-                    let hit = banned.iter().any(|net| net.contains(&source)) && !allowed.iter().any(|net| net.contains(&source));
+                    let around = banned.iter().filter(|(net, _)| net.contains(&source));
+                    let narrowest = around.max_by_key(|(net, _)| net.prefix_len());
+                    let is_allowed = allowed.iter().any(|net| net.contains(&source));
+                    let hit = narrowest.is_some_and(|(_, drops)| *drops) && !is_allowed;
                     let (kind, bytes) = header(source, 6, 0);
                     let verdict = bench.verdict(&frame(&[], kind, &bytes));
                     prop_assert_eq!(verdict, if hit { DROP } else { PASS }, "{} among {:?} but {:?}", source, banned, allowed);
@@ -812,8 +871,7 @@ proptest! {
             }
             let mut found: Vec<IpNet> = bench.xdp.entries().unwrap().iter().map(|entry| entry.subject.net()).collect();
             found.sort_unstable();
-            let mut expected = banned.clone();
-            expected.sort_unstable();
+            let expected: Vec<IpNet> = banned.keys().copied().collect();
             prop_assert_eq!(found, expected);
         }
     }

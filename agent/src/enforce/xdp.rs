@@ -226,10 +226,16 @@ impl Xdp {
             cidr_v6: map(names::CIDR_V6)?.try_into()?,
             allow_v4: map(names::ALLOW_V4)?.try_into()?,
             allow_v6: map(names::ALLOW_V6)?.try_into()?,
-            front_v4: FrontFilter::new(map(names::FRONT_V4)?.try_into()?),
-            front_v6: FrontFilter::new(map(names::FRONT_V6)?.try_into()?),
-            allow_front_v4: FrontFilter::new(map(names::ALLOW_FRONT_V4)?.try_into()?),
-            allow_front_v6: FrontFilter::new(map(names::ALLOW_FRONT_V6)?.try_into()?),
+            front_v4: FrontFilter::new(
+                map(names::FRONT_V4)?.try_into()?,
+                Some(map(names::COARSE_V4)?.try_into()?),
+            ),
+            front_v6: FrontFilter::new(
+                map(names::FRONT_V6)?.try_into()?,
+                Some(map(names::COARSE_V6)?.try_into()?),
+            ),
+            allow_front_v4: FrontFilter::new(map(names::ALLOW_FRONT_V4)?.try_into()?, None),
+            allow_front_v6: FrontFilter::new(map(names::ALLOW_FRONT_V6)?.try_into()?, None),
             fronted: BTreeSet::new(),
             allow: None,
             stats: map(names::STATS)?.try_into()?,
@@ -551,6 +557,12 @@ impl Xdp {
             }
             match self.replace(&pin) {
                 Ok(()) => {
+                    if flavour != self.wanted && !self.active {
+                        info!(
+                            "{interface} stays in {} mode, as an earlier run attached it: `portcullis detach` before a start changes that",
+                            flavour.name()
+                        );
+                    }
                     self.flavour = flavour;
                     return Ok(false);
                 }
