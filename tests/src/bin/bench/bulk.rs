@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use portcullis::enforce::{Change, Enforcer as _, xdp::Flavour};
+use portcullis::enforce::{Change, Drift, Enforcer as _, Intent, xdp::Flavour};
 use portcullis_tests::lab::{Lab, clock};
 
 use crate::{
@@ -28,6 +28,8 @@ pub fn measure(lab: &Lab, quick: bool, note: &mut Note) -> Result<()> {
         "read back all entries and hit counters",
         "take the 100,000 away",
         "a new run adopts 1,000,000 bans",
+        "it compares them with what is wanted, in steps",
+        "the longest of these steps, for which a new ban may wait",
     ];
     let mut times = names.map(|_| Vec::new());
     for _ in 0..rounds {
@@ -64,13 +66,27 @@ pub fn measure(lab: &Lab, quick: bool, note: &mut Note) -> Result<()> {
             next = Some(subjects::back_end(lab, "lo", Flavour::Native)?);
             Ok(())
         })?);
-        if let Some(next) = &mut next {
-            next.detach()?;
-        }
+        let Some(mut next) = next else { continue };
+        let mut intent: Intent = bans.iter().copied().collect();
+        let mut longest = Duration::ZERO;
+        lap(timed(|| {
+            intent.compare();
+            while intent.is_comparing() {
+                let mut found = Drift::default();
+                longest = longest.max(timed(|| {
+                    found = intent.step(&mut next)?.drift;
+                    Ok(())
+                })?);
+                ensure!(found.is_none(), "{found}");
+            }
+            Ok(())
+        })?);
+        lap(longest);
+        next.detach()?;
     }
     let mut rows = vec![vec!["through the back end".to_owned(), "ms".to_owned()]];
     for (name, times) in names.iter().zip(&times) {
-        rows.push(vec![(*name).to_owned(), format!("{:.0}", median(times).0)]);
+        rows.push(vec![(*name).to_owned(), format!("{:.1}", median(times).0)]);
     }
     Note::table(
         "Bans in bulk",
