@@ -17,7 +17,7 @@ pub struct Settings {
     pub schema: u32,
     /// Bit set of [`ENFORCE`], [`CIDR_V4`], [`CIDR_V6`], [`HOST_V6`].
     pub flags: u32,
-    /// A packet that a live ban has matched is told of when a random 32-bit number is below this; 0: never.
+    /// A packet that a live ban has matched is told of when a hash of its number, of 32 bits, is below this; 0: never.
     pub sample_below: u32,
 }
 

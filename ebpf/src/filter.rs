@@ -180,7 +180,7 @@ fn cidr(
     Err(otherwise)
 }
 
-/// More than a tick of the kernel, so than what [`maps::now`] is behind.
+/// More than a tick of the kernel, and so as a rule more than [`maps::now`] is behind.
 const TICK: u64 = 20_000_000;
 
 /// The entry, if it is there and its deadline has not passed; else `otherwise`, or `Expired`. The agent that should

@@ -214,7 +214,8 @@ pub struct Now {
     reserved: u32,
 }
 
-/// `CLOCK_BOOTTIME`, behind by at most one tick of the kernel (1 to 10 ms).
+/// `CLOCK_BOOTTIME`, behind by at most one tick of the kernel (1 to 10 ms), and by as much as the kernel's own count of them is
+/// late, as on a virtual machine that is not let run.
 ///
 /// Reading the clock costs more than all else that is done to a banned packet, the number of the tick next to nothing: each
 /// CPU reads the clock once a tick.

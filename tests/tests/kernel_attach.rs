@@ -53,6 +53,7 @@ macro_rules! in_every_mode {
 in_every_mode! {
     every_interface_is_guarded_until_it_is_no_longer_named,
     an_interface_that_comes_back_is_guarded_again,
+    an_interface_is_guarded_by_its_name,
     a_link_that_somebody_unpins_is_put_back,
     a_stranger_s_program_is_neither_evicted_nor_joined,
     a_stranger_s_program_on_one_interface_leaves_the_other_guarded,
@@ -264,6 +265,46 @@ fn an_interface_that_comes_back_is_guarded_again(flavour: Flavour) {
         container.disconnect().unwrap();
         container.connect().unwrap();
         assert!(xdp.activate().unwrap(), "there was something to put back");
+        site.guards_the_container();
+        site.guards_the_world();
+    });
+}
+
+fn an_interface_is_guarded_by_its_name(flavour: Flavour) {
+    Site::run(flavour, |site| {
+        let mut xdp = site.guard(&BOTH);
+        let edge = site.crossing.lab().edge();
+        edge.ip(&[
+            &format!("link set dev {CONTAINER_INTERFACE} down"),
+            &format!("link set dev {CONTAINER_INTERFACE} name other"),
+        ])
+        .unwrap();
+        let said = format!("{:#}", xdp.activate().unwrap_err());
+        assert!(
+            said.contains("there is no interface edge1 any more"),
+            "{said}"
+        );
+        assert_eq!(
+            site.mode_on("other"),
+            Some(site.mode()),
+            "rather too much than too little"
+        );
+        // Something else is called so now.
+        edge.ip(&[&format!(
+            "link add {CONTAINER_INTERFACE} type veth peer name peer"
+        )])
+        .unwrap();
+        assert!(xdp.activate().unwrap(), "it was not guarded");
+        assert!(!xdp.activate().unwrap());
+        assert_eq!(site.mode_on(CONTAINER_INTERFACE), Some(site.mode()));
+        eventually("the old one to be released", SOON, || {
+            Ok(site.mode_on("other").is_none().then_some(()))
+        })
+        .unwrap();
+        edge.ip(&[&format!("link del {CONTAINER_INTERFACE}"), "link del other"])
+            .unwrap();
+        site.crossing.container().connect().unwrap();
+        assert!(xdp.activate().unwrap(), "that is a third one");
         site.guards_the_container();
         site.guards_the_world();
     });
@@ -498,6 +539,22 @@ fn where_one_driver_has_no_native_xdp_all_are_guarded_in_generic_mode() {
             site.guards_the_world();
             chosen.enforcer.detach().unwrap();
         }
+    });
+}
+
+#[test]
+fn an_interface_without_ethernet_is_left_to_iptables() {
+    Site::run(Flavour::Native, |site| {
+        let edge = site.crossing.lab().edge();
+        edge.ip(&["tuntap add dev tun0 mode tun"]).unwrap();
+        let backends = [Backend::XdpNative, Backend::XdpGeneric, Backend::Iptables];
+        let mut chosen = site.start(&backends, &[EDGE_INTERFACE, "tun0"]);
+        assert_eq!(chosen.enforcer.backend(), Backend::Iptables);
+        for why in &chosen.refused {
+            assert!(why.contains("tun0 carries no Ethernet"), "{why}");
+        }
+        site.guards_the_world();
+        chosen.enforcer.detach().unwrap();
     });
 }
 

@@ -10,8 +10,9 @@ use std::{
 };
 
 use portcullis::enforce::{
-    Change, Enforcer as _, Lifetime, Mode,
+    Change, Enforcer as _, Intent, Lifetime, Mode,
     iptables::{Iptables, MAX_LIFETIME, remove_leftovers},
+    reconcile,
 };
 use portcullis_engine::Subject;
 use portcullis_tests::lab::{
@@ -47,6 +48,8 @@ macro_rules! on_every_flavour {
 on_every_flavour! {
     detach_leaves_the_rules_of_others_and_nothing_else,
     the_jump_is_first_and_single_and_where_docker_sends_packets,
+    a_rule_that_somebody_puts_before_ours_goes_behind_it,
+    what_somebody_makes_of_the_observed_is_mended,
     activation_repairs_whatever_was_flushed,
     the_chain_is_refilled_without_a_gap,
     a_set_of_another_type_is_replaced_unless_somebody_uses_it,
@@ -208,6 +211,63 @@ fn the_jump_is_first_and_single_and_where_docker_sends_packets(flavour: Flavour)
             (None, Some(0), 2)
         );
         site.is_dropped(v4(0, 66));
+    });
+}
+
+fn a_rule_that_somebody_puts_before_ours_goes_behind_it(flavour: Flavour) {
+    guarded(flavour, 100, |site, back_end| {
+        ban(back_end, &[v4(0, 66), v6(6, 1)]);
+        for program in FAMILIES {
+            iptables(program, "-I INPUT 1 -j ACCEPT");
+            iptables(program, "-I FORWARD 1 -j ACCEPT");
+        }
+        site.passes(v4(0, 66));
+        assert!(back_end.activate().unwrap());
+        site.is_dropped(v4(0, 66));
+        site.is_dropped(v6(6, 1));
+        assert!(!back_end.activate().unwrap());
+        both("-D INPUT -j ACCEPT");
+        both("-D FORWARD -j ACCEPT");
+    });
+}
+
+fn what_somebody_makes_of_the_observed_is_mended(flavour: Flavour) {
+    guarded(flavour, 100, |site, back_end| {
+        let (address, around) = (v4(0, 66), "198.19.0.0/24".parse().unwrap());
+        let mut intent = Intent::from_iter([Change::Ban(client(address), LONG)]);
+        ban(back_end, &[address]);
+        // Nothing is observed, but for a stranger's hand.
+        ipset("add PORTCULLIS-O4 198.19.0.66");
+        ipset("add PORTCULLIS-O4 198.19.0.128/25");
+        site.passes(address);
+        let (drift, _) = reconcile(back_end, &mut intent).unwrap();
+        assert_eq!((drift.foreign, drift.failed), (1, 0), "{drift}");
+        site.is_dropped(address);
+        let (drift, _) = reconcile(back_end, &mut intent).unwrap();
+        assert!(drift.is_none(), "{drift}");
+
+        let observe = Change::Observe(around, LONG);
+        change(back_end, &[observe]);
+        intent.note(observe);
+        for harm in [
+            "flush PORTCULLIS-O4",
+            "del PORTCULLIS-O4 198.19.0.66",
+            "add PORTCULLIS-O4 198.19.0.66 -exist",
+        ] {
+            ipset(harm);
+            let (drift, _) = reconcile(back_end, &mut intent).unwrap();
+            assert!(!drift.is_none() && drift.failed == 0, "{harm}: {drift}");
+            site.is_dropped(address);
+            site.passes(v4(0, 67));
+            let (drift, _) = reconcile(back_end, &mut intent).unwrap();
+            assert!(drift.is_none(), "{harm}: {drift}");
+        }
+        // A run with room for more makes the sets anew.
+        let mut next = Iptables::open(Mode::Enforce, 200).unwrap();
+        let (drift, _) = reconcile(&mut next, &mut intent).unwrap();
+        assert!(drift.is_none(), "{drift}");
+        site.is_dropped(address);
+        site.passes(v4(0, 67));
     });
 }
 

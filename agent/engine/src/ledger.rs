@@ -205,7 +205,7 @@ impl Ledger {
         if let Term::Until(end) = ban.term {
             self.ends.insert((end, ban.subject));
         }
-        if !is_client(ban.subject) {
+        if !ban.subject.is_client() {
             *self.wide.entry(kind(ban.subject)).or_insert(0) += 1;
         }
         self.bans.insert(ban.subject, ban);
@@ -218,7 +218,7 @@ impl Ledger {
         if let Term::Until(end) = ban.term {
             self.ends.remove(&(end, subject));
         }
-        if !is_client(subject)
+        if !subject.is_client()
             && let Some(count) = self.wide.get_mut(&kind(subject))
         {
             *count -= 1;
@@ -261,18 +261,20 @@ impl Ledger {
         self.bans.get(&subject)
     }
 
-    /// Is a client banned, by a ban of its own or by that of a prefix around it? One that is only observed does not count:
-    /// whoever is under it can offend.
+    /// Is a client banned, by a ban of its own or by that of a prefix around it? The narrowest decides, as in the kernel: whoever
+    /// is only observed can offend.
     #[must_use]
     pub fn is_banned(&self, client: Subject) -> bool {
-        let keeps_out = |subject: &Subject| self.bans.get(subject).is_some_and(|ban| !ban.observe);
-        keeps_out(&client)
-            || self.wide.keys().any(|(is_v6, length)| {
-                client.is_v6() == *is_v6
-                    && client
-                        .widened(*length)
-                        .is_some_and(|prefix| keeps_out(&prefix))
-            })
+        let around = self
+            .wide
+            .keys()
+            .rev()
+            .filter(|(is_v6, _)| client.is_v6() == *is_v6)
+            .filter_map(|(_, length)| client.widened(*length));
+        std::iter::once(client)
+            .chain(around)
+            .find_map(|subject| self.bans.get(&subject))
+            .is_some_and(|ban| !ban.observe)
     }
 
     /// All bans, in no particular but a reproducible order.
@@ -284,10 +286,6 @@ impl Ledger {
 /// Family and prefix length.
 fn kind(subject: Subject) -> (bool, u8) {
     (subject.is_v6(), subject.net().prefix_len())
-}
-
-fn is_client(subject: Subject) -> bool {
-    Subject::of_client(subject.net().addr()) == subject
 }
 
 #[cfg(test)]
@@ -389,7 +387,14 @@ mod tests {
         ledger.insert(observed("192.0.2.9")).unwrap();
         assert!(!ledger.is_banned(subject("192.0.2.9")));
         ledger.insert(ban("192.0.0.0/16", Term::Permanent)).unwrap();
-        assert!(ledger.is_banned(subject("192.0.2.9")));
+        assert!(
+            !ledger.is_banned(subject("192.0.2.9")),
+            "the narrowest decides"
+        );
+        assert!(!ledger.is_banned(subject("192.0.2.8")));
+        assert!(ledger.is_banned(subject("192.0.3.1")));
+        ledger.insert(ban("192.0.2.0/24", Term::Permanent)).unwrap();
+        assert!(ledger.is_banned(subject("192.0.2.8")));
     }
 
     #[test]

@@ -58,6 +58,12 @@ impl Subject {
         matches!(self.0, IpNet::V6(_))
     }
 
+    /// Is it what a single client is banned as: an IPv4 address or an IPv6 /64?
+    #[must_use]
+    pub fn is_client(self) -> bool {
+        Self::of_client(self.0.addr()) == self
+    }
+
     /// The prefix of this length around it; `None` where that would be narrower, or no prefix length at all.
     #[must_use]
     pub fn widened(self, length: u8) -> Option<Self> {

@@ -139,6 +139,24 @@ impl Device {
     }
 }
 
+/// Identifiers of the XDP programs on an interface.
+pub(crate) fn programs_on(interface: &str) -> Result<Vec<u32>, Errno> {
+    let link = netlink::link(interface)?;
+    let programs = [link.native, link.generic, link.hardware_program];
+    Ok(programs.into_iter().flatten().collect())
+}
+
+/// What frames an interface carries, as ARP numbers it, if the XDP program cannot read them.
+pub(crate) fn unreadable(interface: &str) -> Result<Option<u16>, Errno> {
+    let hardware = netlink::link(interface)?.hardware;
+    Ok((!is_ethernet(hardware)).then_some(hardware))
+}
+
+/// Are these Ethernet's frames? As ARP numbers them; those of the loopback interface are.
+pub(super) const fn is_ethernet(hardware: u16) -> bool {
+    matches!(hardware, 1 | 772)
+}
+
 /// Through its bus and not through /sys/class/net, which shows the interfaces of the namespace that it was mounted in.
 fn device_folder(link: &Link) -> Option<PathBuf> {
     let (bus, device) = link.device.as_ref()?;

@@ -8,8 +8,6 @@ use crate::{
     host,
 };
 
-const ETHERNET: u16 = 1;
-const LOOPBACK: u16 = 772;
 const UP: u32 = 1;
 
 pub(super) fn checks(plan: &Plan) -> Vec<Check> {
@@ -99,7 +97,7 @@ fn what(device: &Device) -> Check {
 }
 
 fn not_ethernet(plan: &Plan, device: &Device) -> Option<Check> {
-    (![ETHERNET, LOOPBACK].contains(&device.link.hardware)).then(|| {
+    (!device::is_ethernet(device.link.hardware)).then(|| {
         Check::bad(
             plan.harm,
             format!("{} frames", device.link.name),
@@ -247,7 +245,7 @@ mod tests {
         Device {
             link: Link {
                 name: "dc0".into(),
-                hardware: ETHERNET,
+                hardware: 1,
                 flags: UP,
                 mtu: 1500,
                 kind: kind.map(str::to_owned),

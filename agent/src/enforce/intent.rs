@@ -58,6 +58,8 @@ pub struct Step {
     pub drift: Drift,
     /// Bans that are in force again.
     pub repaired: Vec<Change>,
+    /// Whose bans or releases failed.
+    pub failed: Vec<Subject>,
     /// It was the last one.
     pub is_last: bool,
 }
@@ -104,6 +106,14 @@ impl Intent {
             seen: self.comparison,
         };
         self.bans.insert(subject, wanted);
+    }
+
+    /// Those inside a subject, but not itself, that are only observed.
+    #[must_use]
+    pub fn observed_inside(&self, subject: Subject) -> Vec<Subject> {
+        let inside = |other: &Subject| *other != subject && subject.covers(*other);
+        let observed = self.bans.iter().filter(|(_, wanted)| wanted.observed);
+        observed.map(|(other, _)| *other).filter(inside).collect()
     }
 
     /// Begins a comparison, unless one is under way.
@@ -235,8 +245,9 @@ fn repair(enforcer: &mut dyn Enforcer, changes: &[Change], step: &mut Step) {
         match (result, change) {
             (Ok(()), Change::Ban(..) | Change::Observe(..)) => step.repaired.push(*change),
             (Ok(()), Change::Unban(_)) => {}
-            (Err(error), _) => {
+            (Err(error), change) => {
                 step.drift.failed += 1;
+                step.failed.push(change.subject());
                 problem.get_or_insert(error);
             }
         }

@@ -12,8 +12,10 @@
 //!   in PORTCULLIS4                             drop, or nothing   counted: dropped, or would_drop
 //! ```
 //!
-//! Bans that are only observed are in PORTCULLIS-O4. As soon as there are any, every ban of either set is an exception
-//! (`nomatch`) in the other one, so that of bans around one another the narrowest decides, as in XDP.
+//! Bans that are only observed are in PORTCULLIS-O4. As soon as there are any, every other ban is an exception (`nomatch`) there,
+//! so that of bans around one another the narrowest decides, as in XDP.
+//!
+//! A set is listed and read as a whole: with a million bans a comparison holds up new ones for some two seconds.
 
 mod command;
 mod sets;
@@ -28,7 +30,10 @@ use tracing::warn;
 
 use self::{
     command::{Failure, run},
-    sets::{Set, destroy, entries, exception, holdable, lines, restore, restore_each, save},
+    sets::{
+        Set, destroy, entries, exception, exceptions, holdable, is_exception, lines, restore,
+        restore_each, save,
+    },
 };
 use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Mode, Page};
 
@@ -93,7 +98,7 @@ pub struct Iptables {
     is_active: bool,
     /// `None` until it is set: until then an earlier run's is in force.
     allow: Option<BTreeSet<Subject>>,
-    /// Some ban is, or was, only observed: every ban is an exception in the set that it is not in.
+    /// Some ban is, or was, only observed: every other one is an exception in the set of those.
     mirrored: bool,
     /// What rules had counted that were replaced since.
     counted: Totals,
@@ -123,7 +128,9 @@ impl Iptables {
         }
         iptables.prepare()?;
         for family in iptables.families {
-            iptables.mirrored |= !entries(&save(family.observed)?).is_empty();
+            if !entries(&save(family.observed)?).is_empty() {
+                iptables.mirror()?;
+            }
         }
         Ok(iptables)
     }
@@ -154,25 +161,43 @@ impl Iptables {
         Ok(())
     }
 
-    /// Makes every ban an exception in the set that it is not in.
+    /// Makes every ban an exception in the set of observed ones.
     fn mirror(&mut self) -> Result<()> {
         let mut lines = Vec::new();
         for family in self.families {
-            for (set, other) in [
-                (family.bans, family.observed),
-                (family.observed, family.bans),
-            ] {
-                let bans = entries(&save(set)?);
-                lines.extend(
-                    bans.iter()
-                        .map(|ban| exception(other, ban.subject, ban.lifetime)),
-                );
-            }
+            let bans = entries(&save(family.bans)?);
+            let except = |ban: &Entry| exception(family.observed, ban.subject, ban.lifetime);
+            lines.extend(bans.iter().map(except));
         }
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         restore(&lines).context("cannot keep bans and observed bans apart")?;
         self.mirrored = true;
         Ok(())
+    }
+
+    /// What is in force of a family. A ban that is no exception from the observed ones, though it should be, counts as one of
+    /// them: its packets may pass.
+    fn bans_of(&mut self, family: &Family) -> Result<Vec<Entry>> {
+        let listings = || Ok::<_, Failure>((save(family.bans)?, save(family.observed)?));
+        let (bans, observed) = match listings() {
+            Ok(listings) => listings,
+            Err(_) => self.prepare_anew().and_then(|()| Ok(listings()?))?,
+        };
+        let (mut bans, mut observed_bans) = (entries(&bans), entries(&observed));
+        for ban in &mut observed_bans {
+            ban.observed = true;
+        }
+        if self.mirrored {
+            let exceptions = exceptions(&observed);
+            for ban in &mut bans {
+                ban.observed = !exceptions.contains(&ban.subject);
+            }
+        } else if !observed_bans.is_empty() {
+            // Somebody else has put it there.
+            self.mirror()?;
+        }
+        bans.append(&mut observed_bans);
+        Ok(bans)
     }
 
     fn fill_chain(&mut self, family: &Family) -> Result<bool> {
@@ -279,9 +304,11 @@ impl Enforcer for Iptables {
             .map(String::as_str)
             .collect();
         let mut outcomes = Vec::new();
-        if restore(&batch).is_err() {
+        if let Err(failure) = restore(&batch) {
             // Somebody may have taken our sets away.
-            if let Err(error) = self.prepare_anew() {
+            if failure.reason.contains("does not exist")
+                && let Err(error) = self.prepare_anew()
+            {
                 warn!("cannot set up ipset and iptables again: {error:#}");
             }
             outcomes = restore_each(&batch);
@@ -296,26 +323,13 @@ impl Enforcer for Iptables {
             .collect()
     }
 
-    /// A set at a time. ipset does not show entries past their time.
+    /// A family at a time. ipset does not show entries past their time.
     fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>> {
-        let sets: Vec<(&str, bool)> = self
-            .families
-            .iter()
-            .flat_map(|family| [(family.bans, false), (family.observed, true)])
-            .collect();
-        let Some((set, observed)) = sets.get(from.place) else {
+        let families = self.families;
+        let Some(family) = families.get(from.place) else {
             return Ok((Vec::new(), None));
         };
-        let listing = match save(set) {
-            Ok(listing) => listing,
-            Err(_) => self.prepare_anew().and_then(|()| Ok(save(set)?))?,
-        };
-        let entry = |entry| Entry {
-            observed: *observed,
-            ..entry
-        };
-        let entries = entries(&listing).into_iter().map(entry).collect();
-        Ok((entries, from.next_place(sets.len())))
+        Ok((self.bans_of(family)?, from.next_place(families.len())))
     }
 
     fn counters(&mut self) -> Result<Counters> {
@@ -335,20 +349,19 @@ impl Enforcer for Iptables {
         self.is_active = true;
         let refilled = self.prepare()?;
         let (mut place, mut inserted) = (BTreeSet::new(), Vec::new());
-        let done = self
-            .families
-            .iter()
-            .try_for_each(|family| family.insert_jumps(&mut place, &mut inserted));
-        if done.is_ok() {
+        let moved = self.families.iter().try_fold(false, |moved, family| {
+            Ok(family.insert_jumps(&mut place, &mut inserted)? || moved)
+        });
+        if let Ok(moved) = moved {
             self.place = place;
-            return Ok(refilled || !inserted.is_empty());
+            return Ok(refilled || moved);
         }
         for (family, chain) in inserted {
             if let Err(error) = family.remove_jumps(chain) {
                 warn!("the jump from {chain} stays: {error:#}");
             }
         }
-        done.map(|()| refilled)
+        moved
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -416,9 +429,12 @@ impl Family {
     }
 
     fn fill_allowlist(&'static self, wanted: &BTreeSet<Subject>) -> Result<bool> {
-        let found = entries(&save(self.allow)?);
-        let found: BTreeSet<Subject> = found.into_iter().map(|entry| entry.subject).collect();
-        if found == *wanted {
+        let listing = save(self.allow)?;
+        let found: BTreeSet<Subject> = entries(&listing)
+            .into_iter()
+            .map(|entry| entry.subject)
+            .collect();
+        if found == *wanted && !listing.lines().any(is_exception) {
             return Ok(false);
         }
         let members = wanted.iter().map(Subject::to_string);
@@ -474,15 +490,33 @@ impl Family {
         }
     }
 
-    fn jumps(&self, from: &str, to: &str) -> Result<bool> {
-        match self.run(&["-C", from, "-j", to]) {
-            Ok(_) => Ok(true),
-            // 1: no such rule; 2: no such chain.
-            Err(failure) if matches!(failure.code, Some(1 | 2)) => Ok(false),
-            Err(failure) => {
-                Err(failure).with_context(|| format!("cannot look for a jump in the chain {from}"))
-            }
+    /// At which places of a chain another one is jumped to without a condition, from 0; none if there is no such chain.
+    fn jumps(&self, from: &str, to: &str) -> Result<Vec<usize>> {
+        let jump = format!("-A {from} -j {to}");
+        match self.run(&["-S", from]) {
+            Ok(listing) => Ok(listing
+                .lines()
+                .filter(|line| line.starts_with("-A "))
+                .enumerate()
+                .filter(|(_, rule)| *rule == jump)
+                .map(|(place, _)| place)
+                .collect()),
+            Err(failure) if failure.code == Some(1) => Ok(Vec::new()),
+            Err(failure) => Err(failure).with_context(|| format!("cannot list the chain {from}")),
         }
+    }
+
+    /// Puts the one jump to our chain before all other rules, in one transaction.
+    fn put_first(&self, chain: &str, jumps: usize) -> Result<()> {
+        let remove = format!("-D {chain} -j {CHAIN}\n").repeat(jumps);
+        let script = format!("*filter\n{remove}-I {chain} 1 -j {CHAIN}\nCOMMIT\n");
+        run(
+            self.iptables_restore,
+            &["-w", LOCK_WAIT, "--noflush"],
+            script,
+        )
+        .with_context(|| format!("cannot jump from {chain}"))?;
+        Ok(())
     }
 
     /// Lets packets meet our chain before all else, whether they are for this host or forwarded.
@@ -493,27 +527,32 @@ impl Family {
         &'static self,
         place: &mut BTreeSet<&'static str>,
         inserted: &mut Vec<(&'static Self, &'static str)>,
-    ) -> Result<()> {
-        let docker = self.jumps("FORWARD", "DOCKER-USER")?;
+    ) -> Result<bool> {
+        let docker = !self.jumps("FORWARD", "DOCKER-USER")?.is_empty();
         let (forward, other) = if docker {
             ("DOCKER-USER", "FORWARD")
         } else {
             ("FORWARD", "DOCKER-USER")
         };
+        let mut moved = false;
         for chain in ["INPUT", forward] {
-            if !self.jumps(chain, CHAIN)? {
-                self.run(&["-I", chain, "1", "-j", CHAIN])
-                    .with_context(|| format!("cannot jump from {chain}"))?;
-                inserted.push((self, chain));
+            let jumps = self.jumps(chain, CHAIN)?;
+            if jumps != [0] {
+                self.put_first(chain, jumps.len())?;
+                moved = true;
+                if jumps.is_empty() {
+                    inserted.push((self, chain));
+                }
             }
             place.insert(chain);
         }
         // Not twice: it would count twice.
-        self.remove_jumps(other)
+        self.remove_jumps(other)?;
+        Ok(moved)
     }
 
     fn remove_jumps(&self, chain: &str) -> Result<()> {
-        while self.jumps(chain, CHAIN)? {
+        for _ in self.jumps(chain, CHAIN)? {
             self.run(&["-D", chain, "-j", CHAIN])
                 .with_context(|| format!("cannot remove the jump from {chain}"))?;
         }
@@ -654,8 +693,10 @@ mod tests {
             let lines = iptables.lines(Change::Unban(subject)).unwrap();
             lines.join("; ")
         };
-        assert_eq!(line(&iptables, v4), "del PORTCULLIS4 192.0.2.1");
-        assert_eq!(line(&iptables, v6), "del PORTCULLIS6 2001:db8::/64");
+        let ipv4 = "del PORTCULLIS4 192.0.2.1; del PORTCULLIS-O4 192.0.2.1";
+        assert_eq!(line(&iptables, v4), ipv4);
+        let ipv6 = "del PORTCULLIS6 2001:db8::/64; del PORTCULLIS-O6 2001:db8::/64";
+        assert_eq!(line(&iptables, v6), ipv6);
         iptables.families = &FAMILIES[..1];
         assert_eq!(line(&iptables, v6), "# 2001:db8::/64");
     }

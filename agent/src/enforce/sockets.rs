@@ -73,6 +73,7 @@ impl Sockets {
             netlink: Netlink::open()
                 .context("cannot open a netlink socket, by which sockets are destroyed")?,
             spared: Spared {
+                observed: Prefixes::default(),
                 allowed: Prefixes::default(),
                 orphans: !Version::current()
                     .is_ok_and(|kernel| (kernel.major, kernel.minor) >= ENDS_ORPHANS),
@@ -92,6 +93,11 @@ impl Sockets {
         self.spared.allowed = Prefixes::new(allow.iter().copied());
     }
 
+    /// Sets those inside banned prefixes that are only observed: their sockets are spared, too.
+    pub fn set_observed(&mut self, observed: &[Subject]) {
+        self.spared.observed = Prefixes::new(observed.iter().map(|subject| subject.net()));
+    }
+
     /// Why no socket can be destroyed, where that is so: one sentence.
     #[must_use]
     pub const fn unavailable(&self) -> Option<&'static str> {
@@ -106,7 +112,8 @@ impl Sockets {
 
     /// Destroys the connections whose remote address is in any of the subjects; how many there were, at most
     /// [`MAX_DESTROYED`]. Both ends learn of it, the program by `ECONNABORTED` and the source by a RST. Never touched:
-    /// sockets that listen or are in TIME-WAIT, those to a loopback address, and those of the allowlist.
+    /// sockets that listen or are in TIME-WAIT, those to a loopback address, and those of the allowlist and of who is only
+    /// observed.
     ///
     /// # Errors
     /// When the kernel refuses or does not answer. If it always will, by its build or for want of a capability, that is
@@ -206,6 +213,7 @@ impl Sockets {
 #[derive(Debug)]
 struct Spared {
     allowed: Prefixes,
+    observed: Prefixes,
     /// Those that their program has closed, too.
     orphans: bool,
 }
@@ -216,6 +224,7 @@ impl Spared {
             || listed.remote.is_loopback()
             || (listed.is_orphan && self.orphans)
             || self.allowed.contains(listed.remote)
+            || self.observed.contains(listed.remote)
     }
 }
 
@@ -614,6 +623,7 @@ mod tests {
     fn listeners_and_loopback_and_the_allowlist_are_spared() {
         let mut spared = Spared {
             allowed: prefixes(&["192.0.2.9/32"]),
+            observed: prefixes(&["192.0.2.10/32"]),
             orphans: true,
         };
         for (state, remote, inode, stays) in [
@@ -630,6 +640,7 @@ mod tests {
             (1, "::ffff:127.9.9.9", 5, true),
             (1, "192.0.2.9", 5, true),
             (1, "::ffff:192.0.2.9", 5, true),
+            (1, "192.0.2.10", 5, true),
         ] {
             let listed = listed(state, remote, inode);
             assert_eq!(spared.has(&listed), stays, "state {state}, {remote}");

@@ -5,7 +5,7 @@
 //! changes between them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -193,6 +193,7 @@ impl Worker {
             shared: Arc::clone(&shared),
             owed: BTreeMap::new(),
             drift: Drift::default(),
+            failed: BTreeSet::new(),
             listings: VecDeque::new(),
         };
         let thread = std::thread::Builder::new()
@@ -333,8 +334,9 @@ struct Hands {
     shared: Arc<Shared>,
     /// Bans that could not be put in force, until a comparison has done it or they are lifted.
     owed: BTreeMap<Subject, Ban>,
-    /// What the comparison that is under way has found so far.
+    /// What the comparison that is under way has found so far, and whose bans could not be put in force since it began.
     drift: Drift,
+    failed: BTreeSet<Subject>,
     /// Those who want to see all bans; as many as there are connections, which are bounded.
     listings: VecDeque<Listing>,
 }
@@ -349,24 +351,21 @@ struct Listing {
 impl Hands {
     /// Jobs as they come, and a step of what takes long after each, and as long as there are none.
     fn work(mut self, jobs: &mpsc::Receiver<Job>) {
-        let mut waiting = None;
         loop {
-            let job = match waiting.take() {
-                Some(job) => Some(job),
-                None if self.intent.is_comparing() || !self.listings.is_empty() => {
-                    match jobs.try_recv() {
-                        Ok(job) => Some(job),
-                        Err(TryRecvError::Empty) => None,
-                        Err(TryRecvError::Disconnected) => return,
-                    }
+            let job = if self.intent.is_comparing() || !self.listings.is_empty() {
+                match jobs.try_recv() {
+                    Ok(job) => Some(job),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => return,
                 }
-                None => match jobs.recv() {
+            } else {
+                match jobs.recv() {
                     Ok(job) => Some(job),
                     Err(_) => return,
-                },
+                }
             };
-            if let Some(job) = job {
-                waiting = self.apply(job, jobs).and_then(|job| self.attend(job));
+            if let Some(job) = job.and_then(|job| self.apply(job, jobs)) {
+                self.attend(job);
             }
             self.compare();
             self.list();
@@ -381,15 +380,12 @@ impl Hands {
         let found = match self.intent.step(self.enforcer.as_mut()) {
             Ok(step) => {
                 self.drift += step.drift;
-                for change in &step.repaired {
-                    if let Some(ban) = self.owed.remove(&change.subject()) {
-                        self.tell(Outcome::Banned(ban, Ok(())));
-                    }
-                }
+                self.failed.extend(step.failed);
                 self.end_connections(&step.repaired);
                 if !step.is_last {
                     return;
                 }
+                self.settle();
                 Ok(std::mem::take(&mut self.drift))
             }
             Err(problem) => {
@@ -402,6 +398,23 @@ impl Hands {
             &mut health.reconcile_error
         });
         self.shared.reconcile_waits.store(false, Ordering::Release);
+    }
+
+    /// After a comparison every ban is in force but those that have failed since it began.
+    fn settle(&mut self) {
+        let failed = std::mem::take(&mut self.failed);
+        let in_force: Vec<Ban> = self
+            .owed
+            .extract_if(.., |subject, _| !failed.contains(subject))
+            .map(|(_, ban)| ban)
+            .collect();
+        for ban in in_force {
+            // It may have been entered at the first try although that was said to have failed.
+            if !ban.observe {
+                self.end_connections(&[Change::Ban(ban.subject, Lifetime::Permanent)]);
+            }
+            self.tell(Outcome::Banned(ban, Ok(())));
+        }
     }
 
     /// A step for whoever wants to see all bans, and has not gone away meanwhile.
@@ -490,6 +503,7 @@ impl Hands {
             let outcome = match told {
                 Told::Banned { ban, .. } => {
                     if result.is_err() {
+                        self.failed.insert(ban.subject);
                         self.owed.insert(ban.subject, ban.clone());
                     } else {
                         self.owed.remove(&ban.subject);
@@ -521,16 +535,24 @@ impl Hands {
         if banned.is_empty() {
             return;
         }
+        let wide = banned.iter().filter(|subject| !subject.is_client());
+        let observed: Vec<Subject> = wide
+            .flat_map(|subject| self.intent.observed_inside(*subject))
+            .collect();
+        sockets.set_observed(&observed);
         match sockets.destroy(&banned) {
             Ok(ended) => self.shared.health().ended_connections += ended as u64,
             Err(problem) => warn!("{problem:#}"),
         }
     }
 
-    /// Does a job that is no change; a change is returned.
-    fn attend(&mut self, job: Job) -> Option<Job> {
+    /// Does a job that is no change.
+    fn attend(&mut self, job: Job) {
         match job {
-            Job::Reconcile => self.intent.compare(),
+            Job::Reconcile if !self.intent.is_comparing() => {
+                self.failed.clear();
+                self.intent.compare();
+            }
             Job::Repair => {
                 let found = self.enforcer.activate().map(|anew| Drift {
                     detached: anew.into(),
@@ -550,10 +572,8 @@ impl Hands {
             Job::Counters(reply) if !reply.is_closed() => {
                 drop(reply.send(self.enforcer.counters()));
             }
-            Job::Counters(_) => {}
-            change => return Some(change),
+            Job::Ban { .. } | Job::Unban(..) | Job::Reconcile | Job::Counters(_) => {}
         }
-        None
     }
 
     fn tell(&self, outcome: Outcome) {
@@ -571,8 +591,12 @@ fn note(
     match found {
         Ok(drift) => {
             health.drift += drift;
-            *error(health) = (drift.failed > 0)
-                .then(|| format!("{} bans of the ledger are not in force", drift.failed));
+            *error(health) = (drift.failed > 0).then(|| {
+                format!(
+                    "{} differences between ledger and kernel cannot be mended",
+                    drift.failed
+                )
+            });
             if !drift.is_none() {
                 warn!("the kernel had drifted and was brought back: {drift}");
             }
@@ -595,8 +619,9 @@ mod tests {
     use super::*;
     use crate::enforce::{Mode, Page, dry_run::DryRun};
 
-    /// A back end that stands still while the test holds the gate, and refuses one subject while told to.
+    /// A back end that stands still while the test holds the gate, and refuses one subject while told to, or says so.
     struct Gated {
+        lies: bool,
         inner: DryRun,
         gate: Arc<Mutex<()>>,
         refuses: Arc<Mutex<Option<Subject>>>,
@@ -623,7 +648,12 @@ mod tests {
             drop(self.gate.lock().unwrap());
             let refused = *self.refuses.lock().unwrap();
             let apply = |change: &Change| match change {
-                Change::Ban(subject, _) if Some(*subject) == refused => anyhow::bail!("no room"),
+                Change::Ban(subject, _) if Some(*subject) == refused => {
+                    if self.lies {
+                        self.inner.apply(&[*change]);
+                    }
+                    anyhow::bail!("no room")
+                }
                 change => self.inner.apply(&[*change]).remove(0),
             };
             changes.iter().map(apply).collect()
@@ -662,8 +692,13 @@ mod tests {
     }
 
     fn bench() -> Bench {
+        bench_with(false)
+    }
+
+    fn bench_with(lies: bool) -> Bench {
         let (gate, refuses) = (Arc::default(), Arc::default());
         let enforcer = Box::new(Gated {
+            lies,
             inner: DryRun::default(),
             gate: Arc::clone(&gate),
             refuses: Arc::clone(&refuses),
@@ -740,6 +775,24 @@ mod tests {
         );
         assert!(bench.worker.health().error().is_some());
         *bench.refuses.lock().unwrap() = None;
+        bench.worker.reconcile();
+        let outcome = bench.outcomes.blocking_recv();
+        assert!(
+            matches!(outcome, Some(Outcome::Banned(_, Ok(())))),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn a_ban_that_is_in_force_although_it_was_said_to_have_failed_is_told() {
+        let mut bench = bench_with(true);
+        *bench.refuses.lock().unwrap() = Some(Subject::of_client([0, 0, 0, 7].into()));
+        bench.worker.change(ban(7));
+        let outcome = bench.outcomes.blocking_recv();
+        assert!(
+            matches!(outcome, Some(Outcome::Banned(_, Err(_)))),
+            "{outcome:?}"
+        );
         bench.worker.reconcile();
         let outcome = bench.outcomes.blocking_recv();
         assert!(

@@ -181,6 +181,7 @@ impl Xdp {
             nix::net::if_::if_nametoindex(interface.as_str()).map_err(|_| {
                 anyhow!("there is no interface {interface}: correct enforce.interfaces (`ip link` lists what is there)")
             })?;
+            whose::check_readable(interface)?;
         }
         let pins = Pins::open(&options.pin_dir, options.max_bans)?;
         Self::load(options, flavour, mode, pins.clone())
@@ -444,11 +445,12 @@ impl Xdp {
     fn allowed(&self) -> Result<BTreeSet<IpNet>> {
         let v4 = self.allow_v4.keys().map(|key| {
             let key = key?;
-            prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())
+            // A stranger's key may have bits behind its prefix; to the kernel it is the same one.
+            Ok(prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())?.trunc())
         });
         let v6 = self.allow_v6.keys().map(|key| {
             let key = key?;
-            prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())
+            Ok(prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())?.trunc())
         });
         v4.chain(v6).collect()
     }
@@ -556,6 +558,18 @@ impl Xdp {
                 continue;
             }
             match self.replace(&pin) {
+                // The link follows what it was made for, even under another name.
+                Ok(()) if nix::net::if_::if_nametoindex(interface).is_err() => {
+                    bail!(
+                        "there is no interface {interface} any more; what it was is guarded under its new name"
+                    );
+                }
+                Ok(()) if !whose::has(interface, self.program()?.info()?.id()) => {
+                    warn!(
+                        "what was guarded as {interface} is called something else now: guarding the one that is called so"
+                    );
+                    self.pins.release(interface);
+                }
                 Ok(()) => {
                     if flavour != self.wanted && !self.active {
                         info!(
@@ -606,6 +620,7 @@ impl Xdp {
         // A link that is pinned outlives its descriptor.
         link.pin(self.pins.link(interface, self.wanted.name()))
             .with_context(|| format!("cannot pin the link of {interface}"))?;
+        self.flavour = self.wanted;
         Ok(true)
     }
 

@@ -1,6 +1,6 @@
 //! ipset's own language: scripts for `ipset restore`, and what `ipset save` prints.
 
-use std::{cmp::Reverse, fmt::Write as _, thread, time::Duration};
+use std::{cmp::Reverse, collections::HashSet, fmt::Write as _, thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use ipnet::IpNet;
@@ -109,34 +109,33 @@ impl Set {
     }
 }
 
-/// A change as lines for [`restore`]. A ban goes into the one set as itself and, if `mirrored`, into the other one as an
-/// exception, so that of bans around one another the narrowest decides in both.
+/// A change as lines for [`restore`]. The set of observed bans is asked first: if `mirrored`, a ban is an exception there, so
+/// that of bans around one another the narrowest decides.
 pub(super) fn lines(family: &Family, change: Change, mirrored: bool) -> Result<Vec<String>> {
-    let subject = change.subject();
+    let (bans, observed, subject) = (family.bans, family.observed, change.subject());
     if let [low, high] = holdable(subject.net())[..] {
         return Err(anyhow!(
             "an ipset cannot hold {subject}: ban {low} and {high}"
         ));
     }
-    let (set, other, lifetime) = match change {
-        Change::Ban(_, lifetime) => (family.bans, family.observed, lifetime),
-        Change::Observe(_, lifetime) => (family.observed, family.bans, lifetime),
-        Change::Unban(_) => (family.bans, family.observed, Lifetime::For(Duration::ZERO)),
-    };
-    let is_over = lifetime == Lifetime::For(Duration::ZERO);
-    let mut lines = Vec::new();
-    if is_over {
-        lines.push(format!("del {set} {subject}"));
-    } else {
-        lines.push(format!("add {set} {subject} timeout {}", timeout(lifetime)));
-    }
-    if mirrored && is_over {
-        lines.push(format!("del {other} {subject}"));
-    } else if mirrored {
-        lines.push(exception(other, subject, lifetime));
-    }
-    Ok(lines)
+    let leave = |set| format!("del {set} {subject}");
+    Ok(match change {
+        Change::Ban(_, lifetime) if lifetime != OVER => {
+            let enter = format!("add {bans} {subject} timeout {}", timeout(lifetime));
+            let except = mirrored.then(|| exception(observed, subject, lifetime));
+            std::iter::once(enter).chain(except).collect()
+        }
+        Change::Observe(_, lifetime) if lifetime != OVER => vec![
+            format!("add {observed} {subject} timeout {}", timeout(lifetime)),
+            leave(bans),
+        ],
+        Change::Ban(..) | Change::Observe(..) | Change::Unban(_) => {
+            vec![leave(bans), leave(observed)]
+        }
+    })
 }
+
+const OVER: Lifetime = Lifetime::For(Duration::ZERO);
 
 /// A line that keeps a subject out of a wider entry of the set.
 pub(super) fn exception(set: &str, subject: Subject, lifetime: Lifetime) -> String {
@@ -218,7 +217,24 @@ pub(super) fn destroy(set: &str) -> Result<()> {
 
 /// The bans in a listing; exceptions are none.
 pub(super) fn entries(listing: &str) -> Vec<Entry> {
-    listing.lines().filter_map(entry).collect()
+    let bans = listing.lines().filter(|line| !is_exception(line));
+    bans.filter_map(entry).collect()
+}
+
+/// The exceptions in a listing.
+pub(super) fn exceptions(listing: &str) -> HashSet<Subject> {
+    let exceptions = listing.lines().filter(|line| is_exception(line));
+    exceptions
+        .filter_map(|line| Some(entry(line)?.subject))
+        .collect()
+}
+
+/// `add SET 192.0.2.0/24 timeout 59 nomatch`. The word stands before a comment, if there is one.
+pub(super) fn is_exception(line: &str) -> bool {
+    let options = line.split(" comment ").next().unwrap_or_default();
+    options
+        .split_ascii_whitespace()
+        .any(|word| word == "nomatch")
 }
 
 /// `add SET 192.0.2.0/24 timeout 59 packets 10 bytes 430`; what a set was not made to keep is left out.
@@ -233,8 +249,6 @@ fn entry(line: &str) -> Option<Entry> {
                 seconds => lifetime = Lifetime::For(Duration::from_secs(seconds)),
             },
             "packets" => hits = words.next()?.parse().ok()?,
-            // An exception from a wider entry: not a ban.
-            "nomatch" => return None,
             // The last option, and free text.
             "comment" => break,
             _ => {}
@@ -302,7 +316,6 @@ add PORTCULLIS6 2001:db8::1 timeout 1 packets 0 bytes 0
                 "add S 192.0.2.1 timeout 5 comment \"nomatch packets 7\"",
                 Some(("192.0.2.1".into(), seconds(5), 0)),
             ),
-            ("add S 192.0.2.1 nomatch", None),
             ("add S 192.0.2.1,tcp:80 timeout 5", None),
             ("add S 192.0.2.1 timeout", None),
             ("add S", None),
@@ -333,11 +346,9 @@ add PORTCULLIS6 2001:db8::1 timeout 1 packets 0 bytes 0
             ban(Lifetime::Permanent),
             "add PORTCULLIS4 192.0.2.1 timeout 0"
         );
-        assert_eq!(ban(seconds(0)), "del PORTCULLIS4 192.0.2.1");
-        assert_eq!(
-            of(Change::Unban(subject("192.0.2.0/24"))),
-            "del PORTCULLIS4 192.0.2.0/24"
-        );
+        let leave = "del PORTCULLIS4 192.0.2.1; del PORTCULLIS-O4 192.0.2.1";
+        assert_eq!(ban(seconds(0)), leave);
+        assert_eq!(of(Change::Unban(subject("192.0.2.1"))), leave);
         let all = Change::Ban(subject("::/0"), Lifetime::Permanent);
         let all = lines(family, all, false).unwrap_err();
         assert_eq!(
@@ -347,7 +358,7 @@ add PORTCULLIS6 2001:db8::1 timeout 1 packets 0 bytes 0
     }
 
     #[test]
-    fn what_is_banned_is_an_exception_from_what_is_observed_and_the_other_way_round() {
+    fn what_is_banned_is_an_exception_from_what_is_observed() {
         let [family, _] = &super::super::FAMILIES;
         let of = |change| lines(family, change, true).unwrap().join("; ");
         let address = subject("192.0.2.1");
@@ -357,11 +368,10 @@ add PORTCULLIS6 2001:db8::1 timeout 1 packets 0 bytes 0
         );
         assert_eq!(
             of(Change::Observe(address, seconds(60))),
-            "add PORTCULLIS-O4 192.0.2.1 timeout 60; add PORTCULLIS4 192.0.2.1 timeout 60 nomatch"
+            "add PORTCULLIS-O4 192.0.2.1 timeout 60; del PORTCULLIS4 192.0.2.1"
         );
-        assert_eq!(
-            of(Change::Unban(address)),
-            "del PORTCULLIS4 192.0.2.1; del PORTCULLIS-O4 192.0.2.1"
-        );
+        let listing = "add S 192.0.2.1 timeout 5 nomatch packets 0 bytes 0\nadd S 192.0.2.2 timeout 5 comment \"nomatch\"\n";
+        assert_eq!(exceptions(listing), HashSet::from([address]));
+        assert_eq!(entries(listing).len(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::{Result, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 
 use super::{Flavour, pins::Pins};
@@ -16,6 +17,25 @@ pub(super) fn holder(interface: &str) -> Option<String> {
 /// What is in the way of native XDP on an interface, a clause each, with the remedy. Empty when nothing is known.
 pub(super) fn hindrances(interface: &str) -> Vec<String> {
     Device::read(interface).map_or(Vec::new(), |device| device::hindrances(&device))
+}
+
+/// Is this program on an interface? Where that is not known, it is taken to be.
+pub(super) fn has(interface: &str, program: u32) -> bool {
+    device::programs_on(interface).map_or(true, |programs| programs.contains(&program))
+}
+
+/// Why the program could not read what comes in through an interface.
+///
+/// # Errors
+/// Then: one sentence with the remedy.
+pub(super) fn check_readable(interface: &str) -> Result<()> {
+    match device::unreadable(interface) {
+        Ok(Some(hardware)) => bail!(
+            "{interface} carries no Ethernet (type {hardware}), and XDP would let everything pass: guard the interface below \
+             it, or leave it to iptables"
+        ),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 /// The program that a pinned link of ours holds an interface with, by its identifier. Of this version or another one:
