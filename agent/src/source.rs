@@ -156,7 +156,7 @@ pub async fn start(
         settings.max_line_bytes,
         checkpoint.as_ref(),
         Arc::clone(&counters),
-    );
+    )?;
     let thread = std::thread::Builder::new()
         .name("source".to_owned())
         .spawn(move || {

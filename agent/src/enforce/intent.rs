@@ -409,6 +409,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Whatever the kernel had, and whatever changes come between the steps.
         #[test]
         fn a_comparison_makes_the_kernel_what_is_wanted(

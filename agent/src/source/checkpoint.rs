@@ -1,6 +1,10 @@
 //! Where in which file the reading stands.
 
-use std::{fs::Metadata, os::unix::fs::MetadataExt as _};
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +33,58 @@ pub struct Position {
     pub file: FileId,
     /// Bytes from its beginning; always the beginning of a line.
     pub offset: u64,
+    /// What stands there before the offset.
+    #[serde(default)]
+    pub before: Fingerprint,
 }
 
 /// All files that are being read: rotated ones that may still grow, oldest first, then the one at the log's path.
 pub type Checkpoint = Vec<Position>;
+
+/// What stands in a file before an offset. An inode is given to a new file as soon as it is free, and a file that is copied and
+/// truncated grows past its old length: neither is what was read before, and this tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Over so many bytes; over none, every file has it.
+    bytes: u16,
+    hash: u64,
+}
+
+impl Fingerprint {
+    /// Bytes that are enough: a line of a log has its time and its sender in it, so two lines will do.
+    pub(super) const BYTES: usize = 512;
+
+    /// Of the last bytes before an offset, at most [`Self::BYTES`] of them.
+    #[must_use]
+    pub fn of(text: &[u8]) -> Self {
+        let text = text
+            .last_chunk::<{ Self::BYTES }>()
+            .map_or(text, |last| last);
+        // FNV-1a (Fowler, Noll, Vo; draft-eastlake-fnv), which is the same in every version.
+        let hash = text.iter().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3)
+        });
+        Self {
+            bytes: u16::try_from(text.len()).unwrap_or_default(),
+            hash,
+        }
+    }
+
+    /// Has this file the same before the offset?
+    #[must_use]
+    pub fn is_of(self, file: &File, offset: u64) -> bool {
+        self.bytes == 0
+            || before(file, offset, self.bytes.into()).is_ok_and(|text| Self::of(&text) == self)
+    }
+}
+
+/// So many bytes of a file, or all if there are fewer, before an offset.
+///
+/// # Errors
+/// When the file is shorter, or cannot be read.
+pub(super) fn before(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    let bytes = usize::try_from(offset).map_or(bytes, |offset| offset.min(bytes));
+    let mut text = vec![0; bytes];
+    file.read_exact_at(&mut text, offset - bytes as u64)?;
+    Ok(text)
+}
