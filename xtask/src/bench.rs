@@ -1,4 +1,4 @@
-//! `bench`: the kernel benches, in a release build.
+//! `bench`: the benches, in a release build.
 
 use anyhow::{Context as _, Result};
 
@@ -22,7 +22,7 @@ pub struct Bench {
     quick: bool,
 
     /// Only these parts [default: all]
-    #[arg(long, value_delimiter = ',', value_parser = ["cost", "live", "bulk"])]
+    #[arg(long, value_delimiter = ',', value_parser = ["cost", "live", "bulk", "lines"])]
     parts: Vec<String>,
 }
 

@@ -3,6 +3,8 @@
 //! The client's address is taken from its one field, which Nginx itself wrote, and from nowhere else. The rest of the
 //! line is written by whoever sends requests: one stray byte must not make it unreadable.
 
+mod scan;
+
 use std::{borrow::Cow, fmt, net::IpAddr};
 
 use serde::{
@@ -39,6 +41,9 @@ pub enum Malformed {
 /// # Errors
 /// [`Malformed`] when time, address or status cannot be had, even after stray bytes have been made readable.
 pub fn parse(line: &[u8]) -> Result<Record, Malformed> {
+    if let Some(record) = scan::scan(line) {
+        return Ok(record);
+    }
     match read(line) {
         Err(Malformed::Json(first)) => match repaired(line) {
             Some(repaired) => read(&repaired),

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what a packet costs in the kernel, ours against peers, and how fast bans go in and out.
+//! `cargo xtask bench`: what a packet costs in the kernel, ours against peers, and how fast bans go in and out and lines are
+//! read.
 //!
 //! Prints a note in Markdown. Fails only if something could not be measured; a ratio that is missed is said, not failed.
 
@@ -8,6 +9,8 @@
 mod bulk;
 #[path = "bench/cost.rs"]
 mod cost;
+#[path = "bench/lines.rs"]
+mod lines;
 #[path = "bench/live.rs"]
 mod live;
 #[path = "bench/note.rs"]
@@ -28,7 +31,7 @@ use portcullis_tests::lab::Lab;
 
 use note::Note;
 
-/// See what Portcullis costs in the kernel, as ratios to peers that are measured in the same run.
+/// See what Portcullis costs, as ratios to peers that are measured in the same run.
 ///
 /// Everything happens in namespaces and on a BPF file system of its own. Needs root, iproute2, and for the peers xdp-tools,
 /// ethtool, nftables, iptables and ipset.
@@ -52,10 +55,12 @@ enum Part {
     Live,
     /// Bans in and out by the hundred thousand
     Bulk,
+    /// Lines of the access log, read and parsed
+    Lines,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Cost, Self::Live, Self::Bulk];
+    const ALL: [Self; 4] = [Self::Cost, Self::Live, Self::Bulk, Self::Lines];
 }
 
 fn main() -> ExitCode {
@@ -81,5 +86,6 @@ fn measure(part: Part, quick: bool, note: &mut Note) -> Result<()> {
         }
         Part::Live => live::measure(quick, note),
         Part::Bulk => bulk::measure(&Lab::new()?, quick, note),
+        Part::Lines => lines::measure(quick, note),
     }
 }
