@@ -60,8 +60,13 @@ pub struct Batch {
 impl Batch {
     /// The lines, without their ends; empty ones are left out.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes
-            .split(|byte| *byte == b'\n')
+        let ends = memchr::memchr_iter(b'\n', &self.bytes).chain([self.bytes.len()]);
+        let lines = ends.scan(0, |start, end| {
+            let line = self.bytes.get(*start..end);
+            *start = end + 1;
+            Some(line.unwrap_or_default())
+        });
+        lines
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty())
     }

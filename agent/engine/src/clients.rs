@@ -2,7 +2,11 @@
 
 use indexmap::{IndexMap, map::Entry};
 
-use crate::{subject::Subject, time::Timestamp, window::Window};
+use crate::{
+    subject::{Hashing, Subject},
+    time::Timestamp,
+    window::Window,
+};
 
 /// What is known of one client.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +28,7 @@ const SWEEP: usize = 512;
 /// not another attacker.
 #[derive(Debug)]
 pub struct Clients {
-    table: IndexMap<Subject, Client>,
+    table: IndexMap<Subject, Client, Hashing>,
     max: usize,
     hand: usize,
     evictions: u64,
@@ -35,7 +39,7 @@ impl Clients {
     #[must_use]
     pub fn new(max: usize) -> Self {
         Self {
-            table: IndexMap::new(),
+            table: IndexMap::default(),
             max: max.max(1),
             hand: 0,
             evictions: 0,

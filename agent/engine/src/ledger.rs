@@ -9,7 +9,11 @@ use std::{
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::{detect::Finding, subject::Subject, time::Timestamp};
+use crate::{
+    detect::Finding,
+    subject::{Hashing, Subject},
+    time::Timestamp,
+};
 
 /// When a ban ends. "For ever" and "not at all" are different things, so neither is an absent time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,11 +110,11 @@ pub struct Ledger {
     schedule: Vec<Length>,
     max_bans: usize,
     max_offenders: usize,
-    bans: IndexMap<Subject, Ban>,
+    bans: IndexMap<Subject, Ban, Hashing>,
     ends: BTreeSet<(Timestamp, Subject)>,
     /// How many bans there are of each prefix length that is not a client's own: a client is looked up once for each.
     wide: BTreeMap<(bool, u8), usize>,
-    offences: HashMap<Subject, Offences>,
+    offences: HashMap<Subject, Offences, Hashing>,
     stillest: BTreeSet<(Timestamp, Subject)>,
 }
 
@@ -123,10 +127,10 @@ impl Ledger {
             schedule,
             max_bans,
             max_offenders,
-            bans: IndexMap::new(),
+            bans: IndexMap::default(),
             ends: BTreeSet::new(),
             wide: BTreeMap::new(),
-            offences: HashMap::new(),
+            offences: HashMap::default(),
             stillest: BTreeSet::new(),
         }
     }

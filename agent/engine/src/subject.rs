@@ -20,6 +20,10 @@ pub struct Subject(IpNet);
 /// Prefix length by which IPv6 clients are counted and banned.
 pub const CLIENT_V6: u8 = 64;
 
+/// How tables hash subjects: quickly, and seeded at random, as whoever sends requests chooses the keys. No table's order
+/// depends on it.
+pub(crate) type Hashing = foldhash::fast::RandomState;
+
 impl Subject {
     /// The subject that a client's requests are counted under.
     #[must_use]

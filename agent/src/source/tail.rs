@@ -290,10 +290,7 @@ impl Reader {
             self.partial = bytes;
             return result.map(|_| None);
         }
-        let end = bytes
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |last| last + 1);
+        let end = memchr::memrchr(b'\n', &bytes).map_or(0, |last| last + 1);
         self.partial = bytes.split_off(end);
         let mut lines = bytes;
         self.pass(&lines);
@@ -325,11 +322,13 @@ impl Reader {
 }
 
 fn drop_overlong(lines: &mut Vec<u8>, max_line: usize, counters: &Counters) {
-    if lines.len() <= max_line
-        || lines
-            .split(|byte| *byte == b'\n')
-            .all(|line| line.len() <= max_line)
-    {
+    let mut start = 0;
+    let mut ends = memchr::memchr_iter(b'\n', lines).chain([lines.len()]);
+    let fits = |end: usize| {
+        let length = end.saturating_sub(std::mem::replace(&mut start, end + 1));
+        length <= max_line
+    };
+    if ends.all(fits) {
         return;
     }
     let mut kept = Vec::with_capacity(lines.len());
