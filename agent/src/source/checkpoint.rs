@@ -54,7 +54,7 @@ impl Fingerprint {
     /// Bytes that are enough: a line of a log has its time and its sender in it, so two lines will do.
     pub(super) const BYTES: usize = 512;
 
-    /// Of the last bytes before an offset, at most [`Self::BYTES`] of them.
+    /// Of the last bytes before an offset, at most 512 of them.
     #[must_use]
     pub fn of(text: &[u8]) -> Self {
         let text = text
