@@ -115,7 +115,10 @@ impl Tail {
             }
         }
         if let Some(reader) = &mut self.current {
-            if !reader.is_as_read() {
+            let as_read = reader
+                .is_as_read()
+                .with_context(|| format!("cannot read {}", self.path.display()))?;
+            if !as_read {
                 warn!(
                     "{} was truncated: reading it from its beginning",
                     self.path.display()
@@ -234,10 +237,18 @@ impl Reader {
         position.before.is_of(&self.file, position.offset)
     }
 
-    /// Is what was read still there? Not if the file was truncated, even if it has grown past its old length since.
-    fn is_as_read(&self) -> bool {
+    /// Is what was read still there? Not if the file was truncated, even if it has grown past its old length since. A disk
+    /// that fails says nothing about that: what was read must not be read again for it.
+    fn is_as_read(&self) -> io::Result<bool> {
         let read = [self.recent.as_slice(), &self.partial].concat();
-        before(&self.file, self.offset, read.len()).is_ok_and(|there| there == read)
+        if self.length()? < self.offset {
+            return Ok(false);
+        }
+        match before(&self.file, self.offset, read.len()) {
+            Ok(there) => Ok(there == read),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn position(&self) -> Position {
