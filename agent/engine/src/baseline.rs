@@ -191,6 +191,12 @@ impl Baseline {
         }
     }
 
+    /// The newest second that it has learnt.
+    #[must_use]
+    pub fn newest(&self) -> Option<u64> {
+        Some(self.newest).filter(|newest| *newest > 0)
+    }
+
     /// Learns one second of legitimate traffic; seconds without any are learnt too.
     pub fn learn(&mut self, second: u64, traffic: Second) {
         self.push_recent(traffic);

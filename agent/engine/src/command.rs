@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     baseline,
     detect::Finding,
-    ledger::{Ban, Offences, Origin, Term},
+    ledger::{Ban, Gate, Offences, Origin, Term},
     subject::Subject,
     time::{Timestamp, format_duration},
 };
@@ -80,6 +80,9 @@ pub struct Event {
     /// The ban it is about only counts packets, whatever the mode.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub observe: bool,
+    /// Where that ban keeps its subject out.
+    #[serde(default, skip_serializing_if = "Gate::is_wire")]
+    pub gate: Gate,
 }
 
 /// What an [`Event`] says has happened.
@@ -142,6 +145,7 @@ impl Event {
             term: None,
             origin: None,
             observe: false,
+            gate: Gate::Wire,
         }
     }
 
@@ -164,6 +168,7 @@ impl Event {
             term: Some(ban.term),
             origin: Some(ban.origin),
             observe: ban.observe,
+            gate: ban.gate,
         }
     }
 
@@ -205,8 +210,13 @@ impl Event {
             (None, Some(Term::Permanent)) => "permanent".to_owned(),
             (None, _) => "-".to_owned(),
         };
+        let gate = if self.gate == Gate::Nginx {
+            " (in Nginx)"
+        } else {
+            ""
+        };
         format!(
-            "[{}] {action} {subject} | {} | {rate} | {baseline} | {duration}",
+            "[{}] {action} {subject} | {}{gate} | {rate} | {baseline} | {duration}",
             self.time, self.condition
         )
     }

@@ -78,6 +78,18 @@ pub struct Finding {
     pub errors: u64,
     /// The newest request that was counted.
     pub seen: Timestamp,
+    /// Requests a second by which the rate was held lower than it was estimated, because only a sample of the lines was read:
+    /// three times its standard error. 0 when every line was.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub margin: f64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+fn is_zero(margin: &f64) -> bool {
+    *margin == 0.0
 }
 
 /// Words for the condition, as a person would say them.
@@ -104,6 +116,13 @@ impl fmt::Display for Finding {
                 self.errors, self.requests
             )?;
         }
+        if self.margin > 0.0 {
+            write!(
+                f,
+                ", of a sample, {:.2} req/s taken off for its error",
+                self.margin
+            )?;
+        }
         Ok(())
     }
 }
@@ -116,6 +135,11 @@ impl fmt::Display for Finding {
 )]
 pub fn rate(window: &Window, window_secs: u32) -> f64 {
     window.requests() as f64 / f64::from(window_secs)
+}
+
+/// Three standard errors of that rate: nobody is flagged for the luck of a sample.
+fn margin(window: &Window, window_secs: u32) -> f64 {
+    3.0 * (window.variance() as f64).sqrt() / f64::from(window_secs)
 }
 
 /// Holds one client's window against what is normal. `None`: nothing unusual.
@@ -132,7 +156,7 @@ pub fn client(
     } else {
         settings.ordinary
     };
-    let rate = rate(window, settings.window_secs);
+    let rate = rate(window, settings.window_secs) - margin(window, settings.window_secs);
     let (test, threshold) = if normal.learnt == Learnt::WarmUp {
         (rate > settings.warm_up_ceiling).then_some((Test::Ceiling, settings.warm_up_ceiling))
     } else {
@@ -160,11 +184,8 @@ pub fn site(
     if normal.learnt == Learnt::WarmUp {
         return None;
     }
-    let (test, threshold) = exceeded(
-        settings.ordinary,
-        normal,
-        rate(window, settings.window_secs),
-    )?;
+    let rate = rate(window, settings.window_secs) - margin(window, settings.window_secs);
+    let (test, threshold) = exceeded(settings.ordinary, normal, rate)?;
     Some(finding(
         settings, normal, window, seen, test, threshold, false,
     ))
@@ -185,7 +206,10 @@ fn exceeded(thresholds: Thresholds, normal: &Normal, rate: f64) -> Option<(Test,
     reason = "a window never holds 2^53 requests"
 )]
 fn is_surge(settings: &Settings, normal: &Normal, window: &Window) -> bool {
-    window.requests() >= u64::from(settings.surge_min_requests)
+    // Of a sample, as many requests as tell as much (Kish's effective sample size).
+    let requests = window.requests() as f64;
+    let told = requests * requests / (requests + window.variance() as f64);
+    told >= f64::from(settings.surge_min_requests)
         && window.errors() as f64
             >= settings.surge_times_share * normal.error_share * window.requests() as f64
 }
@@ -213,6 +237,7 @@ fn finding(
         requests: window.requests(),
         errors: window.errors(),
         seen,
+        margin: margin(window, settings.window_secs),
     }
 }
 
@@ -251,7 +276,7 @@ mod tests {
 
     fn window(requests: u64, errors: u64) -> Window {
         let mut window = Window::default();
-        (0..requests).for_each(|n| window.add(NOW.secs(), n < errors));
+        (0..requests).for_each(|n| window.add(NOW.secs(), n < errors, 1));
         window
     }
 
@@ -288,6 +313,28 @@ mod tests {
             client(&settings(), &normal(1.0, 0.5), &window(50, 0), NOW),
             None
         );
+    }
+
+    #[test]
+    fn nobody_is_flagged_for_the_luck_of_a_sample() {
+        let sampled = |lines: u64, errors: u64| {
+            let mut window = Window::default();
+            (0..lines).for_each(|n| window.add(NOW.secs(), n < errors, 8));
+            client(&settings(), &normal(1.0, 0.5), &window, NOW)
+        };
+        // 150 requests a minute are the limit: 20 lines of one in eight are an estimate of 160, give or take 33.
+        assert_eq!(sampled(20, 0), None);
+        let finding = sampled(36, 0).unwrap();
+        assert_eq!((finding.requests, finding.rate), (288, 4.8));
+        let error = (36.0 * 56.0_f64).sqrt() / 60.0;
+        assert!((finding.margin - 3.0 * error).abs() < 1e-9, "{finding:?}");
+        assert!(
+            finding.to_string().contains("2.24 req/s taken off"),
+            "{finding}"
+        );
+        // A surge tightens the limit to 120, not the caution.
+        assert_eq!(sampled(30, 30), None);
+        assert!(sampled(31, 31).is_some_and(|finding| finding.surge));
     }
 
     #[test]

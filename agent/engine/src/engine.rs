@@ -1,6 +1,11 @@
 //! The engine: lines, time, operators' words and outcomes in; commands out.
 
-use std::{cmp::Reverse, collections::VecDeque, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -10,8 +15,8 @@ use crate::{
     clients::Clients,
     command::{Action, Change, Command, Event, Outcome},
     detect::{self, Finding},
-    ledger::{Ban, Full, Ledger, Length, Offences, Origin, Term},
-    parse::{self, Malformed, Record},
+    ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term},
+    parse::{Format, Malformed, Record},
     subject::Subject,
     time::{Timestamp, format_duration},
     window::Window,
@@ -20,6 +25,8 @@ use crate::{
 /// Everything that the engine goes by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
+    /// How the log is written.
+    pub format: Format,
     /// How normal traffic is learnt.
     pub baseline: baseline::Settings,
     /// When a rate is an anomaly.
@@ -28,12 +35,47 @@ pub struct Settings {
     pub schedule: Vec<Length>,
     /// Never banned.
     pub allow: Vec<IpNet>,
+    /// Proxies that Nginx takes clients' addresses from. Never banned.
+    pub proxies: Vec<IpNet>,
+    /// What becomes of a client that came through one, when it is flagged.
+    pub proxied: Proxied,
     /// Clients whose windows are kept.
     pub max_clients: usize,
     /// Bans at a time.
     pub max_bans: usize,
     /// Subjects whose offences are remembered.
     pub max_offenders: usize,
+}
+
+/// What becomes of a flagged client that came through a proxy. No packet has its address, so a ban at the wire would do nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proxied {
+    /// People are told.
+    #[default]
+    Tell,
+    /// It is banned in Nginx.
+    Ban,
+}
+
+/// How lines were come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feed {
+    /// A former run has read them already; they are read again to know what it knew.
+    pub again: bool,
+    /// There is more to read than what was written just now. Windows then move with the lines, not with the clock.
+    pub behind: bool,
+    /// Of so many lines one was read, at random; 1: all.
+    pub one_in: u32,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            again: false,
+            behind: false,
+            one_in: 1,
+        }
+    }
 }
 
 /// What a former run has left.
@@ -78,8 +120,14 @@ pub struct Totals {
     pub lines: u64,
     /// Lines that could not be.
     pub malformed: u64,
-    /// Records older than the window: neither counted nor banned for.
+    /// Lines that a former run had read, read again to know what it knew.
+    pub again: u64,
+    /// Records older than the window when they were read: nobody is banned for them.
     pub late: u64,
+    /// Clients that would have been flagged for such.
+    pub late_findings: u64,
+    /// Records of clients that came through a proxy.
+    pub proxied: u64,
     /// Records of clients that were banned already.
     pub from_banned: u64,
     /// Bans decided by the detector.
@@ -120,6 +168,10 @@ struct Alarm {
     flagged: Timestamp,
 }
 
+/// Proxies that are known by what they do, besides those that are configured; further ones are not kept.
+const MAX_PROXIES: usize = 1024;
+/// So many lines are looked up at a time.
+const GROUP: usize = 16;
 /// How long an allowlisted client may misbehave before it is told again.
 const REFUSAL_SILENCE: Duration = Duration::from_mins(10);
 /// Built-in part of the allowlist: what never comes from outside.
@@ -129,6 +181,16 @@ const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 #[derive(Debug)]
 pub struct Engine {
     settings: Settings,
+    feed: Feed,
+    /// The second that the windows stand at; `None` before the first input.
+    clock: Option<u64>,
+    /// Peers that were seen to bring others' addresses.
+    proxies: BTreeSet<IpAddr>,
+    newest_proxy: Option<IpAddr>,
+    /// Lines were read behind the time since people were last told what became of them.
+    catching_up: bool,
+    /// Late lines and findings by then.
+    late_told: (u64, u64),
     /// All traffic, for the site's alarm.
     site: Window,
     /// Traffic of clients that nothing is held against: what leaves this window is learnt. A client that is flagged
@@ -155,14 +217,22 @@ impl Engine {
         settings
             .allow
             .extend(LOOPBACK.iter().filter_map(|net| net.parse::<IpNet>().ok()));
+        settings.allow.extend(&settings.proxies);
         let baseline = match &saved.baseline {
             Some(saved) => Baseline::restore(settings.baseline.clone(), saved, now),
             None => Baseline::new(settings.baseline.clone()),
         };
         let mut engine = Self {
+            feed: Feed::default(),
+            clock: None,
+            proxies: BTreeSet::new(),
+            newest_proxy: None,
+            catching_up: false,
+            late_told: (0, 0),
             site: Window::default(),
             legitimate: Window::default(),
-            learn_from: None,
+            // What is learnt already is not learnt again.
+            learn_from: baseline.newest().map(|newest| newest + 1),
             long_pause: 0,
             baseline,
             clients: Clients::new(settings.max_clients),
@@ -199,105 +269,245 @@ impl Engine {
                 engine.lift(ban, full.to_string());
             }
         }
-        engine.tick(now);
+        engine.release(now);
         engine
     }
 
-    /// Takes in one line of the log.
-    ///
-    /// # Errors
-    /// The line's fault; it is counted, and the engine goes on.
-    pub fn line(&mut self, line: &[u8], now: Timestamp) -> Result<(), Malformed> {
-        match parse::parse(line) {
-            Ok(record) => {
-                self.record(&record, now);
-                Ok(())
+    /// How the lines that follow are come by.
+    pub fn feed(&mut self, feed: Feed) {
+        self.catching_up |= feed.behind;
+        self.feed = feed;
+    }
+
+    /// Takes in lines of the log. Those that cannot be read are counted and given to `malformed`, with the reason.
+    pub fn lines<'a>(
+        &mut self,
+        lines: &[&'a [u8]],
+        now: Timestamp,
+        mut malformed: impl FnMut(&'a [u8], Malformed),
+    ) {
+        for group in lines.chunks(GROUP) {
+            let mut records = [None; GROUP];
+            for (line, record) in group.iter().zip(&mut records) {
+                match self.settings.format.read(line) {
+                    Ok(read) => *record = Some((read, Subject::of_client(read.client))),
+                    Err(problem) => {
+                        self.totals.malformed += u64::from(!self.feed.again);
+                        malformed(line, problem);
+                    }
+                }
             }
-            Err(malformed) => {
-                self.totals.malformed += 1;
-                Err(malformed)
+            // One after the other without anything between, so that the memory of all is fetched at once.
+            let places = records.map(|record| self.clients.place(record?.1));
+            for (record, place) in records.into_iter().zip(places) {
+                if let Some((record, subject)) = record {
+                    self.count(&record, subject, place, now);
+                }
             }
         }
     }
 
     /// Takes in one request.
     pub fn record(&mut self, record: &Record, now: Timestamp) {
+        let subject = Subject::of_client(record.client);
+        self.count(record, subject, None, now);
+    }
+
+    fn count(&mut self, record: &Record, subject: Subject, place: Option<usize>, now: Timestamp) {
         if now.secs() != self.now.secs() {
             self.tick(now);
         }
-        self.totals.lines += 1;
+        let Feed {
+            again,
+            behind,
+            one_in: weight,
+        } = self.feed;
+        if again {
+            self.totals.again += 1;
+        } else {
+            self.totals.lines += 1;
+        }
         // A log clock ahead of ours must not put requests where they would never leave the window.
         let (second, window) = (record.at.secs().min(now.secs()), self.window_secs());
-        if second + window <= now.secs() {
-            self.totals.late += 1;
+        let is_late = second + window <= now.secs();
+        self.totals.late += u64::from(is_late && !again);
+        if behind && self.clock.is_none_or(|clock| clock < second) {
+            self.pass(second);
+        }
+        let clock = *self.clock.get_or_insert(second);
+        if second + window <= clock {
             return;
         }
-        let (subject, error) = (Subject::of_client(record.client), record.status >= 400);
-        self.site.add(second, error);
-        if self.ledger.is_banned(subject) {
+        let gate = self.gate(record);
+        let error = record.status >= 400;
+        self.site.add(second, error, weight);
+        if self.ledger.keeps_out(subject, gate) {
             self.totals.from_banned += 1;
             return;
         }
-        self.legitimate.add(second, error);
-        let client = self.clients.touch(subject, now.secs(), window);
-        client.window.add(second, error);
-        if let Some(finding) = detect::client(
-            &self.settings.detect,
-            self.baseline.normal(),
-            &client.window,
-            record.at,
-        ) {
-            self.flag(subject, finding, now);
+        // What it had done by then is settled.
+        if again
+            && let Some(offences) = self.ledger.offences(subject)
+            && record.at <= offences.last
+        {
+            return;
+        }
+        self.legitimate.add(second, error, weight);
+        let client = self.clients.touch(subject, place, clock, window);
+        client.window.add(second, error, weight);
+        let normal = self.baseline.normal();
+        let finding = detect::client(&self.settings.detect, normal, &client.window, record.at);
+        if let Some(finding) = finding {
+            // Banned or not, what it has done is no normal traffic.
+            let done = std::mem::take(&mut client.window);
+            self.legitimate.subtract(&done);
+            if is_late {
+                self.totals.late_findings += u64::from(!again);
+            } else {
+                self.flag(subject, finding, gate, now);
+            }
+        }
+    }
+
+    /// Where the client of a request can be kept out. Without the peer's address, and with proxies in front, nobody can tell
+    /// whose packets they were.
+    fn gate(&mut self, record: &Record) -> Gate {
+        let proxy = match record.peer {
+            Some(peer) if peer == record.client => return Gate::Wire,
+            None if self.settings.proxies.is_empty() => return Gate::Wire,
+            proxy => proxy,
+        };
+        self.totals.proxied += 1;
+        if let Some(proxy) = proxy
+            && self.newest_proxy != Some(proxy)
+        {
+            self.newest_proxy = Some(proxy);
+            self.meet(proxy);
+        }
+        Gate::Nginx
+    }
+
+    /// Whoever Nginx takes others' addresses from is a proxy, and a ban of it would cut off everybody behind it.
+    fn meet(&mut self, proxy: IpAddr) {
+        let subject = Subject::of_client(proxy);
+        if self.allowed(subject).is_some()
+            || self.proxies.len() >= MAX_PROXIES
+            || !self.proxies.insert(proxy)
+        {
+            return;
+        }
+        let words = format!(
+            "{proxy} is a proxy, since Nginx takes its clients' addresses from it: it is not banned from now on; name it in \
+             source.proxies"
+        );
+        self.command(Command::Record(Event::new(self.now, Action::Notice, words)));
+        if let Some(ban) = self.ledger.get(subject)
+            && ban.origin == Origin::Detector
+            && let Some(ban) = self.ledger.remove(subject)
+        {
+            self.lift(ban, "it is a proxy".to_owned());
         }
     }
 
     /// Lets time pass. To be called at least once a second, or whenever a test wants time to pass.
     pub fn tick(&mut self, now: Timestamp) {
-        let window = self.window_secs();
-        if self
-            .site
-            .newest()
-            .max(self.learn_from)
-            .is_some_and(|newest| newest > now.secs() + window)
-        {
-            // The clock was set back by more than a window: what was counted would stay for ever.
-            self.site.clear();
-            self.legitimate.clear();
-            self.clients.clear();
-            self.learn_from = None;
-        }
         self.now = now;
-        self.site.advance(now.secs(), window, |_| {});
-        self.learn(now.secs());
-        if self.baseline.recompute(now) {
-            self.command(Command::Save(Change::Baseline(Box::new(
-                self.baseline.save(),
-            ))));
-            let Normal {
-                mean,
-                stddev,
-                error_share,
-                learnt,
-                seconds,
-            } = *self.baseline.normal();
-            let learnt = match learnt {
-                baseline::Learnt::WarmUp => "still warming up".to_owned(),
-                baseline::Learnt::Recent => "from the recent past".to_owned(),
-                baseline::Learnt::Hour(hour) => format!("from hour {hour} UTC"),
-            };
-            let errors = error_share * 100.0;
-            let words = format!(
-                "mean {mean:.2} req/s, stddev {stddev:.2}, errors {errors:.1} %, {seconds} s {learnt}"
-            );
-            self.command(Command::Record(Event::new(now, Action::Baseline, words)));
+        if !self.feed.behind {
+            let newest = self.site.newest().max(self.learn_from);
+            if newest.is_some_and(|newest| newest > now.secs() + self.window_secs()) {
+                // The clock was set back by more than a window: what was counted would stay for ever.
+                self.site.clear();
+                self.legitimate.clear();
+                self.clients.clear();
+                self.learn_from = None;
+            }
+            self.pass(now.secs());
+            if std::mem::take(&mut self.catching_up) {
+                self.tell_late();
+            }
         }
-        self.watch_site(now);
+        self.release(now);
+    }
+
+    fn tell_late(&mut self) {
+        let (late, findings) = (self.totals.late, self.totals.late_findings);
+        let (told, findings_told) = std::mem::replace(&mut self.late_told, (late, findings));
+        if late == told {
+            return;
+        }
+        let words = format!(
+            "{} lines were older than {} when they were read: they were learnt from, and nobody was banned for them ({} clients \
+             would have been)",
+            late - told,
+            format_duration(Duration::from_secs(self.window_secs())),
+            findings - findings_told,
+        );
+        self.command(Command::Record(Event::new(self.now, Action::Notice, words)));
+    }
+
+    /// Moves the windows to a second, of the clock or of the log.
+    fn pass(&mut self, second: u64) {
+        let window = self.window_secs();
+        self.clock = Some(second);
+        self.site.advance(second, window, |_| {});
+        self.learn(second);
+        self.recompute(second);
+        // Nobody need get up for what is over.
+        if second + window > self.now.secs() {
+            self.watch_site(self.now);
+        }
+        self.clients.sweep(second, window);
+    }
+
+    fn recompute(&mut self, second: u64) {
+        if !self.baseline.recompute(Timestamp::from_secs(second)) {
+            return;
+        }
+        self.command(Command::Save(Change::Baseline(Box::new(
+            self.baseline.save(),
+        ))));
+        let Normal {
+            mean,
+            stddev,
+            error_share,
+            learnt,
+            seconds,
+        } = *self.baseline.normal();
+        let learnt = match learnt {
+            baseline::Learnt::WarmUp => "still warming up".to_owned(),
+            baseline::Learnt::Recent => "from the recent past".to_owned(),
+            baseline::Learnt::Hour(hour) => format!("from hour {hour} UTC"),
+        };
+        let errors = error_share * 100.0;
+        let words = format!(
+            "mean {mean:.2} req/s, stddev {stddev:.2}, errors {errors:.1} %, {seconds} s {learnt}"
+        );
+        self.command(Command::Record(Event::new(
+            self.now,
+            Action::Baseline,
+            words,
+        )));
+    }
+
+    /// Releases those whose time is over.
+    fn release(&mut self, now: Timestamp) {
+        self.now = now;
         while let Some(subject) = self.ledger.next_over(now) {
             if let Some(ban) = self.ledger.remove(subject) {
+                self.settle(subject, false, now);
                 self.lift(ban, "its time is over".to_owned());
             }
         }
-        self.clients.sweep(now.secs(), window);
+    }
+
+    fn settle(&mut self, subject: Subject, pardoned: bool, now: Timestamp) {
+        let Some((offences, forgotten)) = self.ledger.settle(subject, pardoned, now) else {
+            return;
+        };
+        self.command(Command::Save(Change::Offences(subject, offences)));
+        if let Some(forgotten) = forgotten {
+            self.command(Command::Save(Change::Forget(forgotten)));
+        }
     }
 
     /// Bans by an operator's word; with `observe`, only counts what that would drop. An earlier ban of the same subject is
@@ -326,6 +536,11 @@ impl Engine {
         }
         let term = length.from(now);
         self.make_room(subject, term, Origin::Operator);
+        // Whether it comes through a proxy is not known of somebody who was not seen.
+        let gate = match self.settings.proxied {
+            Proxied::Tell => Gate::Wire,
+            Proxied::Ban => Gate::Both,
+        };
         let ban = Ban {
             subject,
             since: now,
@@ -335,6 +550,7 @@ impl Engine {
             reason,
             finding: None,
             observe,
+            gate,
         };
         self.enforce(ban)?;
         Ok(())
@@ -345,14 +561,17 @@ impl Engine {
     ///
     /// # Errors
     /// [`Refusal::NotBanned`].
-    pub fn unban(&mut self, subject: Subject, reason: String) -> Result<(), Refusal> {
+    pub fn unban(
+        &mut self,
+        subject: Subject,
+        reason: String,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let ban = self
             .ledger
             .remove(subject)
             .ok_or(Refusal::NotBanned(subject))?;
-        if self.ledger.forgive(subject) {
-            self.command(Command::Save(Change::Forget(subject)));
-        }
+        self.settle(subject, true, now);
         self.lift(ban, reason);
         Ok(())
     }
@@ -431,36 +650,47 @@ impl Engine {
         self.commands.push_back(command);
     }
 
-    /// The entry of the allowlist that covers a subject.
+    /// The entry of the allowlist, or the proxy, that covers a subject.
     fn allowed(&self, subject: Subject) -> Option<IpNet> {
-        self.settings
-            .allow
-            .iter()
-            .copied()
+        self.spared()
             .find(|entry| Subject::of_net(*entry).covers(subject))
     }
 
+    fn spared(&self) -> impl Iterator<Item = IpNet> {
+        let proxies = self.proxies.iter().copied().map(IpNet::from);
+        self.settings.allow.iter().copied().chain(proxies)
+    }
+
     /// A client has left the normal traffic.
-    fn flag(&mut self, subject: Subject, finding: Finding, now: Timestamp) {
-        // Banned or not, what it has done is no normal traffic.
-        if let Some(client) = self.clients.get_mut(subject) {
-            self.legitimate
-                .subtract(&std::mem::take(&mut client.window));
-        }
+    fn flag(&mut self, subject: Subject, finding: Finding, gate: Gate, now: Timestamp) {
         // Part of a /64 being allowed must not be undone by a ban of all of it.
         let entry = self
-            .settings
-            .allow
-            .iter()
-            .copied()
+            .spared()
             .find(|entry| Subject::of_net(*entry).overlaps(subject));
         if let Some(entry) = entry {
-            self.refuse(
-                subject,
-                finding,
-                &format!("on the allowlist ({entry})"),
-                now,
+            let why = format!("on the allowlist ({entry})");
+            self.refuse(subject, finding, &why, now);
+            return;
+        }
+        if gate.has_nginx() && self.settings.proxied == Proxied::Tell {
+            let through = self
+                .newest_proxy
+                .map_or(String::new(), |proxy| format!(" {proxy}"));
+            let why = format!(
+                "it came through the proxy{through}, so a ban at the wire would do nothing; with enforce.nginx.include it would be banned in Nginx"
             );
+            self.refuse(subject, finding, &why, now);
+            return;
+        }
+        self.clients.remove(subject);
+        // Banned, but not where it came in: what keeps it out is to do so there, too. That is no offence more.
+        if let Some(standing) = self.ledger.get(subject).filter(|ban| !ban.observe) {
+            let ban = Ban {
+                gate: standing.gate.and(gate),
+                ..standing.clone()
+            };
+            // It is in the table: there is room for it.
+            let _never_full = self.enforce(ban);
             return;
         }
         let term = self.ledger.next_length(subject).from(now);
@@ -473,7 +703,6 @@ impl Engine {
             );
             return;
         }
-        self.clients.remove(subject);
         let (tier, length, offences, forgotten) = self.ledger.offend(subject, now);
         let ban = Ban {
             subject,
@@ -484,6 +713,7 @@ impl Engine {
             reason: finding.to_string(),
             finding: Some(finding),
             observe: false,
+            gate,
         };
         if self.enforce(ban).is_ok() {
             self.totals.bans += 1;
@@ -527,7 +757,8 @@ impl Engine {
     /// A finding without a ban: told once in a while, since it repeats with every request.
     fn refuse(&mut self, subject: Subject, finding: Finding, why: &str, now: Timestamp) {
         let window = self.window_secs();
-        let client = self.clients.touch(subject, now.secs(), window);
+        let clock = self.clock.unwrap_or(now.secs());
+        let client = self.clients.touch(subject, None, clock, window);
         if client.refusal_told_until > now {
             return;
         }
@@ -560,12 +791,13 @@ impl Engine {
         // Half of what is known must not be silence.
         let longest_pause = u64::from(self.settings.baseline.span_secs / 2);
         self.legitimate.advance(now, window, |bucket| {
-            if bucket.second < next {
+            let second = u64::from(bucket.second);
+            if second < next {
                 return;
             }
-            let pause = bucket.second - next;
+            let pause = second - next;
             if pause <= window.max((2 * *long_pause).min(longest_pause)) {
-                for silent in next..bucket.second {
+                for silent in next..second {
                     baseline.learn(silent, Second::default());
                 }
             }
@@ -576,8 +808,8 @@ impl Engine {
                 requests: bucket.requests,
                 errors: bucket.errors,
             };
-            baseline.learn(bucket.second, traffic);
-            next = bucket.second + 1;
+            baseline.learn(second, traffic);
+            next = second + 1;
         });
         self.learn_from = Some(next);
     }

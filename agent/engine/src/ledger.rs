@@ -66,6 +66,51 @@ pub enum Origin {
     Operator,
 }
 
+/// Where a ban keeps its subject out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// At the network card or in the host's firewall, by the address that packets have.
+    #[default]
+    Wire,
+    /// In Nginx, by the address that it has from a trusted proxy; and by that of a connection without one.
+    Nginx,
+    /// At both.
+    Both,
+}
+
+impl Gate {
+    /// At the wire, perhaps among others?
+    #[must_use]
+    pub const fn has_wire(self) -> bool {
+        matches!(self, Self::Wire | Self::Both)
+    }
+
+    /// In Nginx, perhaps among others?
+    #[must_use]
+    pub const fn has_nginx(self) -> bool {
+        matches!(self, Self::Nginx | Self::Both)
+    }
+
+    /// At each of either.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Wire, Self::Wire) => Self::Wire,
+            (Self::Nginx, Self::Nginx) => Self::Nginx,
+            _ => Self::Both,
+        }
+    }
+
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands over references"
+    )]
+    pub(crate) fn is_wire(&self) -> bool {
+        *self == Self::Wire
+    }
+}
+
 /// One ban.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ban {
@@ -86,14 +131,18 @@ pub struct Ban {
     /// Its packets are counted and pass, whatever the mode.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub observe: bool,
+    /// Where.
+    #[serde(default, skip_serializing_if = "Gate::is_wire")]
+    pub gate: Gate,
 }
 
 /// What a subject has on its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offences {
-    /// How often it was flagged.
+    /// How often it was flagged, since an operator last pardoned it.
     pub count: u32,
-    /// The newest time.
+    /// The newest time that something was settled: it was flagged, its ban ended, or it was pardoned. Requests up to then are
+    /// held against it no more.
     pub last: Timestamp,
 }
 
@@ -183,12 +232,22 @@ impl Ledger {
         Some(forgotten)
     }
 
-    /// Forgets what a subject has on its account; says whether there was anything.
-    pub fn forgive(&mut self, subject: Subject) -> bool {
-        let Some(old) = self.offences.remove(&subject) else {
-            return false;
+    /// What is on a subject's account is settled now; pardoned, it starts at the first step again. Returns the account to keep,
+    /// if there is one or it must be known that it was pardoned, and whose had to be forgotten.
+    pub fn settle(
+        &mut self,
+        subject: Subject,
+        pardoned: bool,
+        now: Timestamp,
+    ) -> Option<(Offences, Option<Subject>)> {
+        let old = self.offences(subject);
+        let count = match old {
+            Some(old) if !pardoned => old.count,
+            None if !pardoned => return None,
+            _ => 0,
         };
-        self.stillest.remove(&(old.last, subject))
+        let offences = Offences { count, last: now };
+        Some((offences, self.set_offences(subject, offences)))
     }
 
     /// What a subject has on its account.
@@ -265,10 +324,13 @@ impl Ledger {
         self.bans.get(&subject)
     }
 
-    /// Is a client banned, by a ban of its own or by that of a prefix around it? The narrowest decides, as in the kernel: whoever
-    /// is only observed can offend.
+    /// Is a client that came in by this gate kept out, by a ban of its own or by that of a prefix around it? The narrowest decides,
+    /// as in the kernel: whoever is only observed can offend, and so can who is banned at another gate.
     #[must_use]
-    pub fn is_banned(&self, client: Subject) -> bool {
+    pub fn keeps_out(&self, client: Subject, by: Gate) -> bool {
+        if self.bans.is_empty() {
+            return false;
+        }
         let around = self
             .wide
             .keys()
@@ -278,7 +340,7 @@ impl Ledger {
         std::iter::once(client)
             .chain(around)
             .find_map(|subject| self.bans.get(&subject))
-            .is_some_and(|ban| !ban.observe)
+            .is_some_and(|ban| !ban.observe && (by.is_wire() || ban.gate.has_nginx()))
     }
 
     /// All bans, in no particular but a reproducible order.
@@ -312,6 +374,7 @@ mod tests {
             reason: String::new(),
             finding: None,
             observe: false,
+            gate: Gate::Wire,
         }
     }
 
@@ -346,7 +409,7 @@ mod tests {
     fn permanent_is_neither_over_nor_absent() {
         let mut ledger = ledger();
         ledger.insert(ban("192.0.2.1", Term::Permanent)).unwrap();
-        assert!(ledger.is_banned(subject("192.0.2.1")));
+        assert!(ledger.keeps_out(subject("192.0.2.1"), Gate::Wire));
         assert_eq!(ledger.next_over(Timestamp::MAX), None);
         assert!(!Term::Permanent.is_over(Timestamp::MAX));
     }
@@ -375,9 +438,9 @@ mod tests {
     fn a_prefix_ban_covers_its_clients_until_it_is_lifted() {
         let mut ledger = ledger();
         ledger.insert(ban("192.0.2.0/24", Term::Permanent)).unwrap();
-        assert!(ledger.is_banned(subject("192.0.2.9")));
+        assert!(ledger.keeps_out(subject("192.0.2.9"), Gate::Wire));
         ledger.remove(subject("192.0.2.0/24"));
-        assert!(!ledger.is_banned(subject("192.0.2.9")));
+        assert!(!ledger.keeps_out(subject("192.0.2.9"), Gate::Wire));
     }
 
     #[test]
@@ -389,16 +452,16 @@ mod tests {
         };
         ledger.insert(observed("192.0.2.0/24")).unwrap();
         ledger.insert(observed("192.0.2.9")).unwrap();
-        assert!(!ledger.is_banned(subject("192.0.2.9")));
+        assert!(!ledger.keeps_out(subject("192.0.2.9"), Gate::Wire));
         ledger.insert(ban("192.0.0.0/16", Term::Permanent)).unwrap();
         assert!(
-            !ledger.is_banned(subject("192.0.2.9")),
+            !ledger.keeps_out(subject("192.0.2.9"), Gate::Wire),
             "the narrowest decides"
         );
-        assert!(!ledger.is_banned(subject("192.0.2.8")));
-        assert!(ledger.is_banned(subject("192.0.3.1")));
+        assert!(!ledger.keeps_out(subject("192.0.2.8"), Gate::Wire));
+        assert!(ledger.keeps_out(subject("192.0.3.1"), Gate::Wire));
         ledger.insert(ban("192.0.2.0/24", Term::Permanent)).unwrap();
-        assert!(ledger.is_banned(subject("192.0.2.8")));
+        assert!(ledger.keeps_out(subject("192.0.2.8"), Gate::Wire));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod time;
 pub mod window;
 
 pub use command::{Command, Event, Outcome};
-pub use engine::{Engine, Refusal, Saved, Settings, Snapshot};
-pub use ledger::{Ban, Origin, Term};
+pub use engine::{Engine, Feed, Proxied, Refusal, Saved, Settings, Snapshot};
+pub use ledger::{Ban, Gate, Origin, Term};
 pub use subject::Subject;
 pub use time::Timestamp;

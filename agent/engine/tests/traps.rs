@@ -8,13 +8,13 @@
 use std::{net::IpAddr, time::Duration};
 
 use portcullis_engine::{
-    Ban, Command, Engine, Event, Origin, Outcome, Refusal, Saved, Settings, Subject, Term,
-    Timestamp,
+    Ban, Command, Engine, Event, Feed, Gate, Origin, Outcome, Proxied, Refusal, Saved, Settings,
+    Subject, Term, Timestamp,
     baseline::{self, Learnt},
     command::{Action, Change},
     detect::{self, Thresholds},
     ledger::{Length, Offences},
-    parse::Record,
+    parse::{Format, Record},
 };
 use proptest::prelude::*;
 
@@ -22,6 +22,7 @@ use proptest::prelude::*;
 fn settings() -> Settings {
     let minutes = |n: u64| Length::For(Duration::from_secs(60 * n));
     Settings {
+        format: Format::default(),
         baseline: baseline::Settings {
             span_secs: 1800,
             recompute_secs: 60,
@@ -47,6 +48,8 @@ fn settings() -> Settings {
         },
         schedule: vec![minutes(10), minutes(30), minutes(120), Length::Permanent],
         allow: vec!["203.0.113.0/24".parse().unwrap()],
+        proxies: Vec::new(),
+        proxied: Proxied::Tell,
         max_clients: 1000,
         max_bans: 100,
         max_offenders: 100,
@@ -100,6 +103,7 @@ impl Bench {
             at: self.now,
             client: client.parse::<IpAddr>().unwrap().to_canonical(),
             status,
+            peer: None,
         };
         self.engine.record(&record, self.now);
         self.collect();
@@ -350,6 +354,7 @@ fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
         reason: String::new(),
         finding: None,
         observe: false,
+        gate: Gate::Wire,
     };
     let saved = Saved {
         bans: vec![ban],
@@ -437,6 +442,7 @@ fn with_less_room_than_before_it_is_the_short_bans_that_go() {
         reason: String::new(),
         finding: None,
         observe: false,
+        gate: Gate::Wire,
     };
     let saved = Saved {
         bans: vec![
@@ -548,6 +554,7 @@ fn requests_from_before_the_window_ban_nobody() {
             at,
             client: "198.51.100.1".parse().unwrap(),
             status: 200,
+            peer: None,
         };
         bench.engine.record(&record, bench.now);
     }
@@ -564,6 +571,7 @@ fn a_log_clock_ahead_of_ours_does_not_hide_a_client_or_keep_it_for_ever() {
             at: Timestamp::MAX,
             client: "198.51.100.1".parse().unwrap(),
             status: 200,
+            peer: None,
         };
         bench.engine.record(&record, bench.now);
     }
@@ -579,16 +587,24 @@ fn an_operator_s_pardon_starts_the_schedule_anew() {
     bench.everyday(700, 2);
     bench.until_banned("198.51.100.1", 50, 200);
     let subject = "198.51.100.1".parse().unwrap();
-    bench.engine.unban(subject, "a mistake".to_owned()).unwrap();
+    bench
+        .engine
+        .unban(subject, "a mistake".to_owned(), bench.now)
+        .unwrap();
     bench.collect();
+    // It is kept that there was a pardon: what is read again after a restart is not held against it.
+    let pardoned = Offences {
+        count: 0,
+        last: bench.now,
+    };
     assert_eq!(
-        bench.engine.unban(subject, String::new()),
+        bench.engine.unban(subject, String::new(), bench.now),
         Err(Refusal::NotBanned(subject))
     );
     assert!(
         bench
             .commands
-            .contains(&Command::Save(Change::Forget(subject)))
+            .contains(&Command::Save(Change::Offences(subject, pardoned)))
     );
     bench.until_banned("198.51.100.1", 50, 200);
     assert_eq!(bench.engine.bans().next().unwrap().tier, Some(1));
@@ -685,6 +701,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
                     at,
                     client: client(n),
                     status,
+                    peer: None,
                 };
                 for _ in 0..5 {
                     engine.record(&record, now);
@@ -709,7 +726,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
                 );
             }
             Input::Unban(n) => {
-                drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned()));
+                drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned(), now));
             }
         }
         commands.extend(std::iter::from_fn(|| engine.next_command()));
@@ -763,4 +780,310 @@ proptest! {
         prop_assert_eq!(saved, stands);
         prop_assert!(accounts.len() <= 3);
     }
+}
+
+/// A request of `client` at a time of its own, through `peer` if that is said.
+fn record(at: Timestamp, client: &str, peer: Option<&str>) -> Record {
+    Record {
+        at,
+        client: client.parse().unwrap(),
+        status: 200,
+        peer: peer.map(|peer| peer.parse().unwrap()),
+    }
+}
+
+impl Bench {
+    fn feed(&mut self, feed: Feed) {
+        self.engine.feed(feed);
+    }
+
+    /// A line that is read now, whenever it was written.
+    fn read(&mut self, record: &Record) {
+        self.engine.record(record, self.now);
+        self.collect();
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.told(Action::Notice)
+    }
+
+    fn told(&self, action: Action) -> Vec<String> {
+        let told = self.commands.iter().filter_map(|command| match command {
+            Command::Record(event) if event.action == action => Some(event.condition.clone()),
+            _ => None,
+        });
+        told.collect()
+    }
+}
+
+const BEHIND: Feed = Feed {
+    again: false,
+    behind: true,
+    one_in: 1,
+};
+const AGAIN: Feed = Feed {
+    again: true,
+    ..BEHIND
+};
+
+fn secs_before(now: Timestamp, secs: u64) -> Timestamp {
+    Timestamp::from_secs(now.secs() - secs)
+}
+
+#[test]
+fn what_was_written_while_the_agent_was_down_is_learnt_from_and_bans_nobody() {
+    let mut bench = Bench::new(settings());
+    bench.feed(BEHIND);
+    for ago in (61..2400).rev() {
+        let at = secs_before(bench.now, ago);
+        for n in 0..2 {
+            let client = format!("192.0.2.{}", (ago * 2 + n) % 250);
+            bench.read(&record(at, &client, None));
+        }
+        // An attack that is over.
+        if (1000..1200).contains(&ago) {
+            (0..20).for_each(|_| bench.read(&record(at, "198.51.100.1", None)));
+        }
+    }
+    bench.feed(Feed::default());
+    bench.pass(1);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    let snapshot = bench.engine.snapshot();
+    assert_eq!(snapshot.normal.learnt, Learnt::Recent);
+    assert!(
+        snapshot.normal.seconds >= 1500,
+        "{} seconds",
+        snapshot.normal.seconds
+    );
+    assert!(
+        (1.9..2.5).contains(&snapshot.normal.mean),
+        "what was flagged is not learnt: {}",
+        snapshot.normal.mean
+    );
+    assert!(snapshot.totals.late_findings > 0);
+    assert_eq!(snapshot.alarm_since, None);
+    let notices = bench.notices();
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert!(notices[0].contains("nobody was banned"), "{notices:?}");
+}
+
+#[test]
+fn a_flood_that_is_read_late_is_found_by_the_time_of_its_lines() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    // 30 s behind, 4 req/s: half of a window of the clock would hold none of it.
+    bench.feed(BEHIND);
+    let start = bench.now.secs();
+    for second in start..start + 60 {
+        bench.now = Timestamp::from_secs(second + 30);
+        for _ in 0..4 {
+            bench.read(&record(Timestamp::from_secs(second), "198.51.100.1", None));
+        }
+    }
+    assert_eq!(bench.bans(), ["198.51.100.1"]);
+}
+
+#[test]
+fn what_is_read_again_after_a_restart_restores_what_was_known() {
+    let lines = |from: u64, to: u64| {
+        (from..to).flat_map(|second| {
+            (0..3).map(move |n| {
+                let client = format!("192.0.2.{}", (second * 3 + n) % 100);
+                record(Timestamp::from_secs(second), &client, None)
+            })
+        })
+    };
+    let (start, stop) = (START.secs(), START.secs() + 1000);
+    let mut first = Bench::new(settings());
+    for record in lines(start, stop) {
+        first.now = record.at;
+        first.read(&record);
+    }
+    first.pass(1);
+    // Killed: the baseline is the one of the last minute.
+    let baseline = first
+        .commands
+        .iter()
+        .rev()
+        .find_map(|command| match command {
+            Command::Save(Change::Baseline(saved)) => Some(saved.as_ref().clone()),
+            _ => None,
+        });
+    let saved = Saved {
+        baseline,
+        ..Saved::default()
+    };
+    let mut second = Bench::resume(settings(), saved, first.now);
+    second.feed(AGAIN);
+    for record in lines(stop - 130, stop) {
+        second.read(&record);
+    }
+    second.feed(Feed::default());
+    first.pass(61);
+    second.pass(61);
+    assert_eq!(
+        first.engine.saved_baseline(),
+        second.engine.saved_baseline()
+    );
+    let (first, second) = (first.engine.snapshot(), second.engine.snapshot());
+    assert_eq!((first.rate, first.clients), (second.rate, second.clients));
+    assert_eq!((second.totals.lines, second.totals.again), (0, 390));
+}
+
+#[test]
+fn nobody_pays_twice_for_lines_that_are_read_again() {
+    let mut first = Bench::new(settings());
+    first.everyday(700, 2);
+    let at = first.now;
+    (0..300).for_each(|_| first.request("198.51.100.1", 200));
+    (0..300).for_each(|_| first.request("198.51.100.2", 200));
+    assert_eq!(first.bans(), ["198.51.100.1", "198.51.100.2"]);
+    first.pass(1);
+    let pardoned = "198.51.100.2".parse().unwrap();
+    first
+        .engine
+        .unban(pardoned, "a mistake".to_owned(), first.now)
+        .unwrap();
+    first.collect();
+    let mut offences = std::collections::BTreeMap::new();
+    for command in &first.commands {
+        if let Command::Save(Change::Offences(subject, account)) = command {
+            offences.insert(*subject, *account);
+        }
+    }
+    let saved = Saved {
+        bans: first.engine.bans().cloned().collect(),
+        offences: offences.into_iter().collect(),
+        baseline: Some(first.engine.saved_baseline()),
+    };
+    let mut second = Bench::resume(settings(), saved, first.now);
+    second.feed(AGAIN);
+    for client in ["198.51.100.1", "198.51.100.2"] {
+        (0..300).for_each(|_| second.read(&record(at, client, None)));
+    }
+    second.feed(Feed::default());
+    second.request("198.51.100.2", 200);
+    assert_eq!(second.bans(), ["198.51.100.1"], "as before");
+    assert_eq!(second.engine.snapshot().totals.bans, 0);
+    // Pardoned is not allowed for ever, and starts at the first step.
+    (0..300).for_each(|_| second.request("198.51.100.2", 200));
+    assert_eq!(second.bans(), ["198.51.100.1", "198.51.100.2"]);
+    assert_eq!(second.engine.ban_of(pardoned).unwrap().tier, Some(1));
+}
+
+#[test]
+fn a_sample_of_a_flood_finds_it_and_its_estimate_is_true() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    bench.feed(Feed {
+        one_in: 8,
+        ..Feed::default()
+    });
+    // 8,000 requests of an attacker, of which every eighth is read.
+    let mut read = 0;
+    while bench.bans().is_empty() {
+        bench.request("198.51.100.1", 200);
+        read += 1;
+        assert!(read < 1000);
+    }
+    let finding = bench
+        .engine
+        .ban_of("198.51.100.1".parse().unwrap())
+        .unwrap()
+        .finding
+        .clone()
+        .unwrap();
+    assert_eq!(finding.requests, 8 * read);
+    assert!(finding.margin > 0.0 && read > 20, "{finding:?}");
+}
+
+fn behind_a_proxy(proxied: Proxied) -> Bench {
+    let mut bench = Bench::new(Settings {
+        proxies: vec!["10.0.0.0/8".parse().unwrap()],
+        proxied,
+        ..settings()
+    });
+    bench.everyday(700, 2);
+    bench
+}
+
+#[test]
+fn a_client_behind_a_proxy_is_told_of_and_never_banned_at_the_wire() {
+    let mut bench = behind_a_proxy(Proxied::Tell);
+    let attack = record(bench.now, "198.51.100.1", Some("10.0.0.5"));
+    (0..1000).for_each(|_| bench.read(&attack));
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    let told = bench.told(Action::Refuse);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("through the proxy 10.0.0.5"), "{told:?}");
+    // One that came without it is.
+    let attack = record(bench.now, "198.51.100.2", Some("198.51.100.2"));
+    (0..1000).for_each(|_| bench.read(&attack));
+    assert_eq!(bench.bans(), ["198.51.100.2"]);
+    // And where the log does not say whose connection it was, nobody is.
+    let attack = record(bench.now, "198.51.100.3", None);
+    (0..1000).for_each(|_| bench.read(&attack));
+    assert_eq!(bench.bans(), ["198.51.100.2"]);
+    assert_eq!(bench.told(Action::Refuse).len(), 2);
+}
+
+#[test]
+fn a_client_behind_a_proxy_is_banned_in_nginx_where_that_is_configured() {
+    let mut bench = behind_a_proxy(Proxied::Ban);
+    let attack = record(bench.now, "198.51.100.1", Some("10.0.0.5"));
+    (0..1000).for_each(|_| bench.read(&attack));
+    let ban = bench
+        .engine
+        .ban_of("198.51.100.1".parse().unwrap())
+        .unwrap();
+    assert_eq!((ban.gate, ban.tier), (Gate::Nginx, Some(1)));
+    assert_eq!(bench.bans(), ["198.51.100.1"], "and only once");
+}
+
+#[test]
+fn who_is_banned_at_the_wire_and_comes_through_a_proxy_is_kept_out_there_too() {
+    let mut bench = behind_a_proxy(Proxied::Ban);
+    let direct = record(bench.now, "198.51.100.1", Some("198.51.100.1"));
+    (0..300).for_each(|_| bench.read(&direct));
+    let subject = "198.51.100.1".parse().unwrap();
+    let before = bench.engine.ban_of(subject).unwrap().clone();
+    assert_eq!(before.gate, Gate::Wire);
+    bench.pass(5);
+    let proxied = record(bench.now, "198.51.100.1", Some("10.0.0.5"));
+    (0..300).for_each(|_| bench.read(&proxied));
+    let expected = Ban {
+        gate: Gate::Both,
+        ..before
+    };
+    assert_eq!(
+        bench.engine.ban_of(subject),
+        Some(&expected),
+        "the same offence"
+    );
+}
+
+#[test]
+fn a_proxy_is_never_banned_be_it_configured_or_only_seen() {
+    let mut bench = behind_a_proxy(Proxied::Ban);
+    let health_check = record(bench.now, "10.0.0.5", Some("10.0.0.5"));
+    (0..1000).for_each(|_| bench.read(&health_check));
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert!(bench.told(Action::Refuse)[0].contains("10.0.0.0/8"));
+    // Nobody has named this one.
+    bench.read(&record(bench.now, "198.51.100.1", Some("192.0.2.77")));
+    let requests = record(bench.now, "192.0.2.77", Some("192.0.2.77"));
+    (0..1000).for_each(|_| bench.read(&requests));
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    assert!(bench.notices()[0].contains("192.0.2.77 is a proxy"));
+    let refused = bench.engine.ban(
+        "192.0.2.77".parse().unwrap(),
+        Length::Permanent,
+        String::new(),
+        false,
+        bench.now,
+    );
+    assert!(
+        matches!(refused, Err(Refusal::Allowed { .. })),
+        "{refused:?}"
+    );
 }
