@@ -3,6 +3,7 @@
 pub mod dry_run;
 mod intent;
 pub mod iptables;
+pub mod nginx;
 pub mod sockets;
 pub mod worker;
 pub mod xdp;

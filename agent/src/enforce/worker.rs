@@ -728,6 +728,7 @@ mod tests {
             reason: String::new(),
             finding: None,
             observe: false,
+            gate: portcullis_engine::Gate::Wire,
         };
         Job::Ban {
             ban,
