@@ -1,6 +1,7 @@
 //! The command line: what is typed, and what is printed.
 
 mod drops;
+mod lines;
 mod show;
 
 use std::{
@@ -12,7 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use portcullis_engine::{Subject, time::parse_duration};
+use portcullis_engine::{
+    Subject,
+    parse::{Fields, Format},
+    time::parse_duration,
+};
 use serde::Serialize;
 use tracing::info;
 use tracing_appender::non_blocking::WorkerGuard;
@@ -71,6 +76,10 @@ enum Verb {
     Detach(Configured),
     /// Print a configuration file with every key, its meaning and its default
     Config,
+    /// Read logs as the agent would, and say what is in them and what cannot be read
+    ///
+    /// For a new `log_format`, or to see why lines are malformed. Needs no rights but to read the files.
+    Lines(Lines),
     /// Check a configuration file, and say everything that is wrong with it
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
@@ -96,12 +105,27 @@ struct Configured {
 }
 
 #[derive(Debug, Args)]
+struct Lines {
+    /// Logs, also packed (.gz, .zst, .xz); `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// In place of source.format: auto, json, combined or a `log_format` of Nginx
+    #[arg(long)]
+    format: Option<String>,
+    /// Print each record as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Args)]
 struct Run {
     #[command(flatten)]
     configured: Configured,
-    /// Nginx's JSON access log, in place of source.log
-    #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
+    /// Nginx's access log, in place of source.log; may be given several times
+    #[arg(long = "log", value_name = "FILE")]
+    logs: Vec<PathBuf>,
     /// An interface to guard, in place of enforce.interfaces; may be given several times
     #[arg(long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
@@ -281,6 +305,7 @@ pub fn main() -> ExitCode {
         }
         Verb::Load(load) => load_alone(&load),
         Verb::Detach(configured) => detach(&configured),
+        Verb::Lines(lines) => read_lines(&lines),
         Verb::Config => print(&config::documentation()),
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
@@ -334,8 +359,9 @@ fn configuration(configured: &Configured) -> Result<Config, Failure> {
 
 fn agent(run: Run) -> Result<(), Failure> {
     let mut config = configuration(&run.configured)?;
-    if let Some(log) = run.log {
-        config.source.log = std::path::absolute(log).context("--log")?;
+    if !run.logs.is_empty() {
+        let absolute = run.logs.into_iter().map(std::path::absolute);
+        config.source.logs = absolute.collect::<Result<_, _>>().context("--log")?;
     }
     if !run.interfaces.is_empty() {
         config.enforce.interfaces = run.interfaces;
@@ -366,6 +392,29 @@ fn agent(run: Run) -> Result<(), Failure> {
         };
         Failure(code, error)
     })
+}
+
+fn read_lines(wanted: &Lines) -> Result<(), Failure> {
+    let config = configuration(&wanted.configured)?;
+    let format = match &wanted.format {
+        None => config.engine.format,
+        Some(text) => Format::new(text, Fields::default())
+            .map_err(|problem| Failure(USAGE, anyhow::anyhow!("--format: {problem}")))?,
+    };
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let max_line = config.source.limits.max_line;
+    let read = lines::read(&wanted.files, &format, max_line, wanted.json, &mut out);
+    let read = read.and_then(|()| Ok(out.flush()?));
+    match read {
+        // Whoever reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Looks at the host; says whether nothing must be put right.
@@ -497,7 +546,12 @@ fn detach(configured: &Configured) -> Result<(), Failure> {
     if config.state_dir.join("ledger.redb").exists() {
         drop(Store::open(&config.state_dir).map_err(busy)?);
     }
-    let removed = enforce::remove_all(&config.enforce)?;
+    let mut removed = enforce::remove_all(&config.enforce)?;
+    if let Some(nginx) = &config.nginx
+        && enforce::nginx::clear(nginx)?
+    {
+        removed.push(format!("bans in {}", nginx.include.display()));
+    }
     if removed.is_empty() {
         return print("nothing of Portcullis was in the kernel\n");
     }

@@ -13,13 +13,16 @@ use std::{
 
 use ipnet::IpNet;
 use portcullis_engine::{
-    Settings as Engine, baseline, detect, ledger::Length, time::parse_duration,
+    Proxied, Settings as Engine, Subject, baseline, detect,
+    ledger::Length,
+    parse::{Fields, Format},
+    time::parse_duration,
 };
 
 use self::reader::Reader;
 use crate::{
-    enforce::{Backend, Mode},
-    source::Start,
+    enforce::{Backend, Mode, nginx},
+    source::{self, Limits, Start, syslog},
 };
 
 /// Everything that can be configured.
@@ -27,31 +30,22 @@ use crate::{
 pub struct Config {
     /// What happens to banned sources.
     pub mode: Mode,
-    /// Where the log is and how it is read.
-    pub source: Source,
+    /// Where the logs are and how they are read.
+    pub source: source::Settings,
     /// What the engine goes by. Its allowlist holds only what is written in the file.
     pub engine: Engine,
     /// Are the host's own addresses, gateways, resolvers and SSH peers on the allowlist?
     pub allow_host: bool,
     /// How bans are put in force.
     pub enforce: Enforce,
+    /// How those of clients behind a proxy are.
+    pub nginx: Option<nginx::Settings>,
     /// Slack.
     pub slack: Slack,
     /// Folder of the ledger and the history.
     pub state_dir: PathBuf,
     /// The control socket.
     pub control: Control,
-}
-
-/// Where the log is and how it is read.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// Nginx's JSON access log.
-    pub log: PathBuf,
-    /// Where to begin without a checkpoint.
-    pub start: Start,
-    /// Longer lines are skipped and counted.
-    pub max_line_bytes: usize,
 }
 
 /// How bans are put in force.
@@ -184,17 +178,101 @@ fn declare(r: &mut Reader) -> Config {
 
     r.section(
         "source",
-        "Nginx's access log, one JSON object a line (see README.md for the log_format).",
+        "Nginx's access logs (see README.md for the log_format).",
     );
-    let source = Source {
-        log: r.path("log", "/var/log/nginx/portcullis.json", "The file. It need not exist yet."),
-        start: r.choice(
-            "start",
-            &[("end", Start::End), ("beginning", Start::Beginning)],
-            "Where to begin the first time: \"end\" or \"beginning\". Later the agent goes on where it stopped.",
+    let logs = r.list(
+        "log",
+        &["/var/log/nginx/portcullis.json"],
+        "The files. They need not exist yet; names may hold *, ? and […], which leave out what is called like another match with \
+         something after it (a rotated log). None: [].",
+        |text| {
+            let path = PathBuf::from(text);
+            if !path.is_absolute() {
+                return Err("must be an absolute path".to_owned());
+            }
+            match glob::Pattern::new(text) {
+                Ok(_) => Ok(path),
+                Err(error) => Err(format!("is no pattern of names: {error}")),
+            }
+        },
+    );
+    let start = r.choice(
+        "start",
+        &[("end", Start::End), ("beginning", Start::Beginning)],
+        "Where to begin the first time: \"end\" or \"beginning\". Later the agent goes on where it stopped.",
+    );
+    let format = r.text(
+        "format",
+        "auto",
+        "How lines are written: \"json\", \"combined\" (with anything after the status), \"auto\" for either, or a log_format \
+         of your own, pasted from Nginx's configuration.",
+    );
+    let max_line = r.whole(
+        "max_line_bytes",
+        262_144,
+        1024..=16_777_216,
+        "Longer lines are skipped and counted. Nginx with its usual limits on headers writes none, however hostile the request.",
+    ) as usize;
+    let catch_up = Duration::from_secs(
+        r.whole(
+            "catch_up_secs",
+            2,
+            1..=3600,
+            "When it would take longer than so many seconds to read what is there, of so many lines one is read, at random, and \
+             stands for the others: a flood must not delay its own detection. The error of the estimate is taken off in a \
+             client's favour.",
+        )
+        .into(),
+    );
+    let syslog = r.list(
+        "syslog",
+        &[],
+        "Listen for what Nginx sends with `access_log syslog:server=…`: \"udp:127.0.0.1:5514\" (loopback only; every local user \
+         can write to it) or \"unix:/run/portcullis/access.sock\" (raise the sysctl net.unix.max_dgram_qlen to 512 for that). What finds no \
+         room is lost; a file loses nothing.",
+        str::parse::<syslog::Listen>,
+    );
+    let syslog_group = r.optional_text(
+        "syslog_group",
+        "The group that may write to a Unix socket of those besides root: that of Nginx's workers, www-data on Debian.",
+    );
+    let proxies = r.list(
+        "proxies",
+        &[],
+        "Proxies in front of Nginx, which takes clients' addresses from them (set_real_ip_from). They are never banned. Their clients \
+         are not banned at the network card, where no packet has their address: people are told, or see enforce.nginx. The \
+         log_format should have realip_remote_addr; without it every client is taken for one of theirs.",
+        parse_net,
+    );
+
+    r.section(
+        "source.fields",
+        "Names of the fields in JSON lines; with a log_format of your own they are taken from that.",
+    );
+    let fields = Fields {
+        time: r.text(
+            "time",
+            "timestamp",
+            "Epoch seconds, ISO 8601 or $time_local.",
         ),
-        max_line_bytes: r.whole("max_line_bytes", 65_536, 1024..=16_777_216, "Longer lines are skipped and counted.")
-            as usize,
+        client: r.text(
+            "client",
+            "source_ip",
+            "$remote_addr: what Nginx knows, never a header that clients write.",
+        ),
+        status: r.text("status", "status", "$status."),
+        peer: r.text(
+            "peer",
+            "realip_remote_addr",
+            "$realip_remote_addr, the address of the connection; may be left out of the log.",
+        ),
+    };
+    let format = match Format::new(&format, fields) {
+        Ok(format) => format,
+        Err(problem) => {
+            r.problem(format!("source.format: {problem}"));
+            Format::default()
+        }
     };
 
     r.section("detect", "When a client leaves the normal traffic.");
@@ -309,11 +387,7 @@ fn declare(r: &mut Reader) -> Config {
         "allow",
         &[],
         "Addresses and prefixes that are never banned.",
-        |text| {
-            text.parse::<portcullis_engine::Subject>()
-                .map(portcullis_engine::Subject::net)
-                .map_err(|error| error.to_string())
-        },
+        parse_net,
     );
     let allow_host = r.switch(
         "allow_host",
@@ -391,6 +465,49 @@ fn declare(r: &mut Reader) -> Config {
         ),
     };
 
+    r.section(
+        "enforce.nginx",
+        "Bans of clients that come through a proxy (source.proxies): Nginx itself refuses them.",
+    );
+    let include = r.optional_path(
+        "include",
+        "A file for Nginx to include, written by the agent and nobody else; empty: people are told instead.",
+    );
+    let command = |text: &str| {
+        if text.is_empty() {
+            Err("is no word of a command".to_owned())
+        } else {
+            Ok(text.to_owned())
+        }
+    };
+    let nginx = nginx::Settings {
+        include: include.clone().unwrap_or_default(),
+        form: r.choice(
+            "form",
+            &[("deny", nginx::Form::Deny), ("geo", nginx::Form::Geo)],
+            "\"deny\": for `include` in http, server or location. \"geo\": for `geo $banned { default 0; include …; }`.",
+        ),
+        test: r.list(
+            "test",
+            &["nginx", "-t"],
+            "The command that says whether Nginx takes the file; if not, it gets its former content back.",
+            command,
+        ),
+        reload: r.list(
+            "reload",
+            &["nginx", "-s", "reload"],
+            "The command that makes Nginx read it.",
+            command,
+        ),
+        min_interval: Duration::from_secs(
+            r.whole("min_interval_secs", 5, 1..=3600, "Least time between reloads: each starts new workers.").into(),
+        ),
+        timeout: Duration::from_secs(
+            r.whole("timeout_secs", 10, 1..=600, "A command that takes longer is ended, and has failed.").into(),
+        ),
+    };
+    let nginx = include.map(|_| nginx);
+
     r.section("slack", "Word to people. Never waited for.");
     let slack = Slack {
         webhook_file: r.optional_path(
@@ -427,10 +544,23 @@ fn declare(r: &mut Reader) -> Config {
         ),
     };
 
+    // Until the newest baseline on disk, and the windows before it.
+    let rewind = window_secs + baseline.recompute_secs + 5;
     Config {
         mode,
-        source,
+        source: source::Settings {
+            logs,
+            start,
+            limits: Limits {
+                max_line,
+                rewind: Duration::from_secs(rewind.into()),
+            },
+            catch_up,
+            syslog,
+            syslog_group,
+        },
         engine: Engine {
+            format,
             baseline,
             detect: detect::Settings {
                 window_secs,
@@ -442,16 +572,28 @@ fn declare(r: &mut Reader) -> Config {
             },
             schedule,
             allow,
+            proxies,
+            proxied: if nginx.is_some() {
+                Proxied::Ban
+            } else {
+                Proxied::Tell
+            },
             max_clients: max_clients as usize,
             max_bans: max_bans as usize,
             max_offenders: max_offenders as usize,
         },
         allow_host,
         enforce,
+        nginx,
         slack,
         state_dir,
         control,
     }
+}
+
+fn parse_net(text: &str) -> Result<IpNet, String> {
+    let subject = text.parse::<Subject>();
+    subject.map(Subject::net).map_err(|error| error.to_string())
 }
 
 fn parse_length(text: &str) -> Result<Length, String> {
@@ -514,15 +656,34 @@ fn check(config: &Config, r: &mut Reader) {
         !config.enforce.backends.is_empty(),
         "enforce.backends must name at least one back end".to_owned(),
     );
-    // Two halves are everybody too.
-    let everybody: Vec<IpNet> = IpNet::aggregate(&config.engine.allow)
-        .into_iter()
-        .filter(|net| net.prefix_len() == 0)
-        .collect();
+    for (key, nets) in [
+        ("bans.allow", &config.engine.allow),
+        ("source.proxies", &config.engine.proxies),
+    ] {
+        // Two halves are everybody too.
+        let everybody: Vec<IpNet> = IpNet::aggregate(nets)
+            .into_iter()
+            .filter(|net| net.prefix_len() == 0)
+            .collect();
+        must(
+            everybody.is_empty(),
+            format!("{key} = {everybody:?} allows everybody: name the networks that you trust"),
+        );
+    }
     must(
-        everybody.is_empty(),
-        format!("bans.allow = {everybody:?} allows everybody: name the networks that you trust"),
+        !config.source.logs.is_empty() || !config.source.syslog.is_empty(),
+        "source.log and source.syslog are both empty: there is nothing to go by".to_owned(),
     );
+    let commands = config
+        .nginx
+        .iter()
+        .flat_map(|nginx| [("test", &nginx.test), ("reload", &nginx.reload)]);
+    for (key, command) in commands {
+        must(
+            !command.is_empty(),
+            format!("enforce.nginx.{key} must name a command"),
+        );
+    }
 }
 
 #[cfg(test)]

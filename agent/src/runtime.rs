@@ -1,6 +1,7 @@
 //! The loop around the engine: inputs in, by priority; commands out, waiting for none of them.
 
 pub mod clock;
+mod reading;
 pub mod shutdown;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -8,7 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use portcullis_engine::{
-    Ban, Command, Engine, Event, Origin, Outcome, Refusal, Snapshot, Subject, Term, Timestamp,
+    Ban, Command, Engine, Event, Feed, Origin, Outcome, Refusal, Saved, Snapshot, Subject, Term,
+    Timestamp,
     command::{Action, Change},
     ledger::Length,
 };
@@ -20,12 +22,14 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use self::reading::Reading;
 use crate::{
     audit::History,
     config::{self, Config},
     control::{self, Reply, Request},
     enforce::{
         self, Backend, Drift, Lifetime, Mode,
+        nginx::{self, Nginx},
         worker::{Job, Latency, Worker},
     },
     host,
@@ -38,8 +42,6 @@ use crate::{
 const QUEUE: usize = 1024;
 /// Time passes for the engine so often.
 const TICK: Duration = Duration::from_millis(250);
-/// A malformed line is shown in the log at most so often; all are counted.
-const SHOW_MALFORMED: Duration = Duration::from_secs(10);
 /// The source's position is made durable so often.
 const SAVE_CHECKPOINT: Duration = Duration::from_secs(1);
 
@@ -79,8 +81,10 @@ pub struct Status {
     pub enforce_aside: usize,
     /// Changes that were overtaken there by newer ones, and are on no record.
     pub enforce_overtaken: u64,
-    /// The log.
+    /// The logs.
     pub source: source::Status,
+    /// Bans in Nginx, where that is configured.
+    pub nginx: Option<nginx::Status>,
     /// Slack.
     pub slack: notify::Status,
     /// Changes of the ledger that are not on disk yet.
@@ -126,16 +130,9 @@ pub async fn run(config: Config) -> Result<()> {
     let (notifier, slack) = start_slack(&config.slack);
 
     let now = clock::wall();
-    let mut settings = config.engine.clone();
-    if config.allow_host {
-        for (net, why) in host::protected() {
-            debug!("{net} is never banned: {why}");
-            settings.allow.push(net);
-        }
-    }
-    let allow: Vec<IpNet> = settings.allow.clone();
-    let max_bans = u32::try_from(settings.max_bans).unwrap_or(u32::MAX);
-    let engine = Engine::new(settings, contents.saved, now);
+    let engine = start_engine(&config, contents.saved, now);
+    let allow = engine.allowlist().to_vec();
+    let max_bans = u32::try_from(config.engine.max_bans).unwrap_or(u32::MAX);
 
     // Everything that says that another agent is here, before the kernel is touched: it would lose its bans to us.
     let uses_pins = |backend: &Backend| matches!(backend, Backend::XdpNative | Backend::XdpGeneric);
@@ -147,14 +144,17 @@ pub async fn run(config: Config) -> Result<()> {
     let (request_sender, requests) = mpsc::channel(QUEUE);
     let socket = control::serve(&config.control, request_sender)?;
 
-    // The log too: a start that cannot be is not to touch the kernel. Lines wait until the loop takes them.
-    let source_settings = source::Settings {
-        path: config.source.log.clone(),
-        start: config.source.start,
-        max_line_bytes: config.source.max_line_bytes,
-    };
+    // The logs too: a start that cannot be is not to touch the kernel. Lines wait until the loop takes them.
     let (batch_sender, batches) = mpsc::channel(source::QUEUE);
-    let source = source::start(source_settings, contents.checkpoint, batch_sender).await?;
+    let source = source::start(
+        config.source.clone(),
+        contents.checkpoint.clone(),
+        batch_sender,
+    )
+    .await?;
+    let reading = Reading::new(&config.source, contents.checkpoint, source.progress);
+
+    let (nginx, nginx_outcomes) = start_nginx(config.nginx, &engine, config.mode)?;
 
     // What the ledger holds is in force before the first line is worked on.
     let intent = intent(&engine, now);
@@ -177,14 +177,14 @@ pub async fn run(config: Config) -> Result<()> {
         history,
         notifier,
         counters: source.counters,
-        checkpoint: None,
-        saved: clock::boot(),
-        malformed: Malformed::default(),
-        reading: None,
+        reading,
+        nginx,
+        nginx_outcomes,
         waiting: Vec::new(),
         lifted: Vec::new(),
     };
     agent.store.save_mode(config.mode);
+    agent.save_checkpoint();
     if let Some(forgotten) = forgotten {
         for change in &forgotten.changes {
             agent.store.save(change);
@@ -203,7 +203,9 @@ pub async fn run(config: Config) -> Result<()> {
             agent.worker.backend, agent.worker.place
         ),
     ));
-    info!("following {}", config.source.log.display());
+    for log in &config.source.logs {
+        info!("following {}", log.display());
+    }
     let result = agent
         .work(stop, batches, &mut outcomes, requests, &config.enforce)
         .await;
@@ -279,6 +281,36 @@ fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
     }
 }
 
+/// An engine that protects this host, too.
+fn start_engine(config: &Config, saved: Saved, now: Timestamp) -> Engine {
+    let mut settings = config.engine.clone();
+    if config.allow_host {
+        for (net, why) in host::protected() {
+            debug!("{net} is never banned: {why}");
+            settings.allow.push(net);
+        }
+    }
+    let mut engine = Engine::new(settings, saved, now);
+    // Until the source says that the end of the logs is reached.
+    engine.feed(Feed {
+        behind: true,
+        ..Feed::default()
+    });
+    engine
+}
+
+/// Bans in Nginx, if that is configured; and what becomes of them.
+fn start_nginx(
+    settings: Option<nginx::Settings>,
+    engine: &Engine,
+    mode: Mode,
+) -> Result<(Option<Nginx>, mpsc::Receiver<Outcome>)> {
+    // Without the thread nobody has the sender, so that nobody waits for outcomes.
+    let (sender, outcomes) = mpsc::channel(QUEUE);
+    let start = |settings| Nginx::start(settings, in_nginx(engine, mode), sender);
+    Ok((settings.map(start).transpose()?, outcomes))
+}
+
 struct Agent {
     mode: Mode,
     started: Duration,
@@ -288,13 +320,9 @@ struct Agent {
     history: History,
     notifier: Notifier,
     counters: std::sync::Arc<source::Counters>,
-    /// Newest position of the source that is not saved yet.
-    checkpoint: Option<source::checkpoint::Checkpoint>,
-    /// When one was saved, on the boot clock.
-    saved: Duration,
-    malformed: Malformed,
-    /// When the lines that are being worked on were read, on the boot clock.
-    reading: Option<Duration>,
+    reading: Reading,
+    nginx: Option<Nginx>,
+    nginx_outcomes: mpsc::Receiver<Outcome>,
     /// Operators who wait for a change to be in force; as many as there are connections, which are bounded.
     waiting: Vec<(Subject, Wish, oneshot::Sender<Reply>)>,
     /// Those who wait for all bans to be lifted, and how many those were.
@@ -306,13 +334,6 @@ struct Agent {
 enum Wish {
     Ban,
     Unban,
-}
-
-/// Malformed lines since one was last shown.
-#[derive(Default)]
-struct Malformed {
-    shown: Option<Duration>,
-    since: u64,
 }
 
 impl Agent {
@@ -332,17 +353,21 @@ impl Agent {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
             timer.reset();
         }
-        self.dispatch();
+        self.dispatch(None);
         loop {
             // In order of urgency; each but the last is rare or bounded, so the lines get their turn.
             tokio::select! {
                 biased;
                 signal = &mut stop => return Ok(signal),
                 Some(outcome) = outcomes.recv() => self.outcome(outcome),
+                Some(outcome) = self.nginx_outcomes.recv() => self.outcome_of_nginx(outcome),
                 Some((request, reply)) = requests.recv() => self.request(request, reply),
                 _ = tick.tick() => {
                     self.engine.tick(clock::wall());
                     self.save_checkpoint();
+                    if let Some(news) = self.reading.news(&self.counters, clock::boot()) {
+                        self.record(&Event::new(clock::wall(), Action::Notice, news));
+                    }
                     self.worker.catch_up();
                     self.answer_lifted();
                     self.waiting.retain(|(_, _, reply)| !reply.is_closed());
@@ -357,67 +382,97 @@ impl Agent {
                     None => bail!("the thread that reads the log has ended"),
                 },
             }
-            self.dispatch();
+            self.dispatch(None);
         }
     }
 
     fn batch(&mut self, batch: Batch) {
-        self.reading = Some(batch.read);
-        for line in batch.lines() {
-            if let Err(problem) = self.engine.line(line, clock::wall()) {
-                self.malformed(line, &problem.to_string());
+        self.engine.feed(batch.feed);
+        let mut lines = batch.piece.lines();
+        loop {
+            let group = self.reading.take(&batch, &mut lines, &self.counters);
+            if group.is_empty() {
+                break;
             }
-            // At once: the next packet of whoever was flagged by this line is to be dropped.
-            self.dispatch();
+            let reading = &mut self.reading;
+            self.engine.lines(&group, clock::wall(), |line, problem| {
+                reading.malformed(&batch, line, &problem.to_string());
+            });
+            // At once: the next packet of whoever was flagged by these lines is to be dropped.
+            self.dispatch(Some(batch.read));
         }
-        self.reading = None;
-        self.checkpoint = Some(batch.checkpoint);
-    }
-
-    fn malformed(&mut self, line: &[u8], problem: &str) {
-        self.malformed.since += 1;
-        let now = clock::boot();
-        if self
-            .malformed
-            .shown
-            .is_some_and(|shown| now.saturating_sub(shown) < SHOW_MALFORMED)
-        {
-            return;
+        drop(lines);
+        if batch.caught_up {
+            self.engine.feed(Feed::default());
         }
-        let shown: String = String::from_utf8_lossy(line).chars().take(200).collect();
-        warn!(
-            "{} malformed lines were skipped, the newest one because it is {problem}: {shown:?}",
-            self.malformed.since
-        );
-        self.malformed = Malformed {
-            shown: Some(now),
-            since: 0,
-        };
+        self.reading.done(batch, &self.counters);
     }
 
     fn save_checkpoint(&mut self) {
-        if clock::boot().saturating_sub(self.saved) >= SAVE_CHECKPOINT
-            && let Some(checkpoint) = self.checkpoint.take()
-        {
+        if let Some(checkpoint) = self.reading.checkpoint(clock::boot(), SAVE_CHECKPOINT) {
             self.store.save_checkpoint(&checkpoint);
-            self.saved = clock::boot();
         }
     }
 
-    /// Carries out what the engine wants done.
-    fn dispatch(&mut self) {
+    /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.
+    fn dispatch(&mut self, read: Option<Duration>) {
         while let Some(command) = self.engine.next_command() {
             match command {
-                Command::Ban(ban) => self.worker.change(Job::Ban {
-                    lifetime: Lifetime::of(ban.term, clock::wall()),
-                    ban,
-                    made: clock::boot(),
-                    read: self.reading,
-                }),
-                Command::Unban(ban, cause) => self.worker.change(Job::Unban(ban, cause)),
+                Command::Ban(ban) => {
+                    if ban.gate.has_nginx() {
+                        self.ban_in_nginx(&ban);
+                    }
+                    if ban.gate.has_wire() {
+                        self.worker.change(Job::Ban {
+                            lifetime: Lifetime::of(ban.term, clock::wall()),
+                            ban,
+                            made: clock::boot(),
+                            read,
+                        });
+                    }
+                }
+                Command::Unban(ban, cause) => {
+                    if ban.gate.has_nginx() {
+                        self.unban_in_nginx(&ban, &cause);
+                    }
+                    if ban.gate.has_wire() {
+                        self.worker.change(Job::Unban(ban, cause));
+                    }
+                }
                 Command::Save(change) => self.store.save(&change),
                 Command::Record(event) => self.record(&event),
             }
+        }
+    }
+
+    fn ban_in_nginx(&mut self, ban: &Ban) {
+        match &self.nginx {
+            // Nginx cannot count what it would refuse.
+            _ if ban.observe || self.mode == Mode::Observe => {
+                self.outcome_of_nginx(Outcome::Banned(ban.clone(), Ok(())));
+            }
+            Some(nginx) => nginx.ban(ban.clone()),
+            None => {
+                let problem = "enforce.nginx.include is not configured any more".to_owned();
+                self.outcome_of_nginx(Outcome::Banned(ban.clone(), Err(problem)));
+            }
+        }
+    }
+
+    fn unban_in_nginx(&mut self, ban: &Ban, cause: &str) {
+        match &self.nginx {
+            Some(nginx) if !ban.observe && self.mode == Mode::Enforce => {
+                nginx.unban(ban.clone(), cause.to_owned());
+            }
+            _ => self.outcome_of_nginx(Outcome::Unbanned(ban.clone(), cause.to_owned(), Ok(()))),
+        }
+    }
+
+    /// What became of a ban in Nginx. Where it is at the wire, too, that speaks for both unless this has failed.
+    fn outcome_of_nginx(&mut self, outcome: Outcome) {
+        let (Outcome::Banned(ban, result) | Outcome::Unbanned(ban, _, result)) = &outcome;
+        if result.is_err() || !ban.gate.has_wire() {
+            self.outcome(outcome);
         }
     }
 
@@ -505,7 +560,7 @@ impl Agent {
             Request::Unban { subject } => {
                 match self
                     .engine
-                    .unban(subject, "lifted by an operator".to_owned())
+                    .unban(subject, "lifted by an operator".to_owned(), clock::wall())
                 {
                     Ok(()) => self.waiting.push((subject, Wish::Unban, reply)),
                     Err(refusal) => {
@@ -521,11 +576,12 @@ impl Agent {
                         .unban(
                             *subject,
                             "lifted by an operator, with all others".to_owned(),
+                            clock::wall(),
                         )
                         .is_ok()
                 });
                 let lifted = lifted.count();
-                self.dispatch();
+                self.dispatch(None);
                 self.lifted.push((lifted, reply));
                 self.answer_lifted();
             }
@@ -589,7 +645,8 @@ impl Agent {
             enforce_error: health.error().map(str::to_owned),
             enforce_aside: self.worker.aside(),
             enforce_overtaken: self.worker.overtaken(),
-            source: self.counters.status(),
+            source: self.counters.status(self.reading.lines(), clock::boot()),
+            nginx: self.nginx.as_ref().map(Nginx::status),
             slack: self.notifier.status(),
             store_pending: self.store.pending(),
             history_lost: self.history.lost(),
@@ -598,7 +655,7 @@ impl Agent {
 
     /// Puts everything that is known where it survives. The kernel goes on dropping what it drops.
     async fn stop(mut self, why: &str, mut outcomes: mpsc::Receiver<Outcome>) {
-        self.dispatch();
+        self.dispatch(None);
         // What is aside has been decided, and is gone from the ledger: it is done before the end.
         while self.worker.aside() > 0 {
             let Ok(Some(outcome)) = timeout(LAST_OUTCOME, outcomes.recv()).await else {
@@ -606,17 +663,24 @@ impl Agent {
                 break;
             };
             self.outcome(outcome);
-            self.dispatch();
+            self.dispatch(None);
             self.worker.catch_up();
         }
         self.worker.close();
         // What was decided is done, and goes on record, before the last word.
         while let Ok(Some(outcome)) = timeout(LAST_OUTCOME, outcomes.recv()).await {
             self.outcome(outcome);
-            self.dispatch();
+            self.dispatch(None);
+        }
+        if let Some(nginx) = &mut self.nginx {
+            nginx.close();
+        }
+        while let Ok(Some(outcome)) = timeout(LAST_OUTCOME, self.nginx_outcomes.recv()).await {
+            self.outcome_of_nginx(outcome);
+            self.dispatch(None);
         }
         self.record(&Event::new(clock::wall(), Action::Stop, why));
-        if let Some(checkpoint) = self.checkpoint.take() {
+        if let Some(checkpoint) = self.reading.checkpoint(clock::boot(), Duration::ZERO) {
             self.store.save_checkpoint(&checkpoint);
         }
         let baseline = Box::new(self.engine.saved_baseline());
@@ -638,6 +702,13 @@ fn answer<T: Send + 'static, A: Serialize>(
     });
 }
 
+/// What Nginx should refuse.
+fn in_nginx(engine: &Engine, mode: Mode) -> Vec<Subject> {
+    let is_there = |ban: &&Ban| mode == Mode::Enforce && ban.gate.has_nginx() && !ban.observe;
+    let bans = engine.bans().filter(is_there);
+    bans.map(|ban| ban.subject).collect()
+}
+
 /// What the kernel should have.
 fn intent(engine: &Engine, now: Timestamp) -> enforce::Intent {
     let change = |ban: &Ban| {
@@ -648,7 +719,8 @@ fn intent(engine: &Engine, now: Timestamp) -> enforce::Intent {
             enforce::Change::Ban(ban.subject, lifetime)
         }
     };
-    engine.bans().map(change).collect()
+    let bans = engine.bans().filter(|ban| ban.gate.has_wire());
+    bans.map(change).collect()
 }
 
 fn with_counters(mut status: Status, counters: enforce::Counters) -> Status {

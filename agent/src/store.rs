@@ -335,6 +335,7 @@ mod tests {
             reason: "z 9.0 > 3".to_owned(),
             finding: None,
             observe: false,
+            gate: portcullis_engine::Gate::Wire,
         }
     }
 
@@ -351,7 +352,7 @@ mod tests {
         store.save(&Change::Ban(ban("2001:db8::/64")));
         store.save(&Change::Offences("192.0.2.1".parse().unwrap(), offences));
         store.save(&Change::Unban("2001:db8::/64".parse().unwrap()));
-        store.save_checkpoint(&Vec::new());
+        store.save_checkpoint(&Checkpoint::default());
         drop(store);
         let (_store, contents) = Store::open(folder.path()).unwrap();
         assert_eq!(contents.saved.bans, [ban("192.0.2.1")]);
@@ -359,7 +360,7 @@ mod tests {
             contents.saved.offences,
             [("192.0.2.1".parse().unwrap(), offences)]
         );
-        assert_eq!(contents.checkpoint, Some(Vec::new()));
+        assert_eq!(contents.checkpoint, Some(Checkpoint::default()));
     }
 
     #[test]

@@ -122,17 +122,61 @@ pub(super) fn status(s: &Status) -> String {
         );
     }
     let totals = &s.engine.totals;
+    let source = &s.source;
     line(
         "log",
         format!(
-            "{} lines, {} malformed, {} late, {} overlong; {} bytes behind",
+            "{} lines of {}, {} malformed, {} late, {} overlong",
             totals.lines,
+            count(source.logs, "log"),
             totals.malformed,
             totals.late,
-            s.source.overlong_lines,
-            s.source.lag_bytes
+            source.overlong_lines,
         ),
     );
+    if source.lag_secs > 0 || source.one_in > 1 {
+        let sample = if source.one_in > 1 {
+            format!("; of {} lines one is read", source.one_in)
+        } else {
+            String::new()
+        };
+        line(
+            "BEHIND",
+            format!(
+                "{} s, {} bytes are not read yet{sample}",
+                source.lag_secs, source.lag_bytes
+            ),
+        );
+    }
+    if source.syslog > 0 || source.syslog_lost > 0 {
+        line(
+            "syslog",
+            format!(
+                "{} messages, {} lost for want of room",
+                source.syslog, source.syslog_lost
+            ),
+        );
+    }
+    if totals.proxied > 0 {
+        line(
+            "proxied",
+            format!("{} requests came through a proxy", totals.proxied),
+        );
+    }
+    if let Some(nginx) = &s.nginx {
+        line(
+            "nginx",
+            format!(
+                "{} refused by it, {} changes waiting, {} reloads",
+                count(nginx.entries as u64, "source"),
+                nginx.pending,
+                nginx.reloads
+            ),
+        );
+        if let Some(error) = &nginx.error {
+            line("ERROR", error.clone());
+        }
+    }
     if s.latency.bans > 0 {
         let latency = &s.latency;
         line(
@@ -189,6 +233,11 @@ pub(super) fn status(s: &Status) -> String {
     out
 }
 
+fn count(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 /// A table.
 pub(super) fn bans(bans: &[BanRow]) -> String {
     if bans.is_empty() {
@@ -210,8 +259,11 @@ pub(super) fn bans(bans: &[BanRow]) -> String {
                 |secs| format_duration(Duration::from_secs(secs)),
             ),
             tier,
-            row.hits
-                .map_or_else(|| "not in force".to_owned(), |hits| hits.to_string()),
+            match row.hits {
+                Some(hits) => hits.to_string(),
+                None if row.ban.gate.has_wire() => "not in force".to_owned(),
+                None => "in Nginx".to_owned(),
+            },
             row.last_seen_secs.map_or_else(
                 || "-".to_owned(),
                 |secs| format!("{} ago", format_duration(Duration::from_secs(secs))),

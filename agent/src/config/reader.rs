@@ -151,7 +151,24 @@ impl Reader {
         Some(text).filter(|text| !text.is_empty())
     }
 
-    /// A list of texts, each of which is read by `parse`.
+    /// A text that is not empty.
+    pub(super) fn text(&mut self, key: &str, default: &str, doc: &str) -> String {
+        let value = self.take(key, &format!("{default:?}"), doc);
+        self.checked(
+            key,
+            value,
+            default.to_owned(),
+            "must be a text that is not empty",
+            |value| {
+                value
+                    .as_str()
+                    .filter(|text| !text.is_empty())
+                    .map(str::to_owned)
+            },
+        )
+    }
+
+    /// A list of texts, each of which is read by `parse`; a single text will do.
     pub(super) fn list<T>(
         &mut self,
         key: &str,
@@ -166,13 +183,21 @@ impl Reader {
                 .map(|text| (*text).to_owned())
                 .collect::<Vec<_>>()
         };
-        let texts = self.checked(key, value, default(), "must be a list of texts", |value| {
-            value
-                .as_array()?
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect()
-        });
+        let texts =
+            self.checked(
+                key,
+                value,
+                default(),
+                "must be a list of texts",
+                |value| match value {
+                    Value::String(text) => Some(vec![text.clone()]),
+                    value => value
+                        .as_array()?
+                        .iter()
+                        .map(|item| item.as_str().map(str::to_owned))
+                        .collect(),
+                },
+            );
         let mut items = Vec::with_capacity(texts.len());
         for text in texts {
             match parse(&text) {

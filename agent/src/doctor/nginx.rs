@@ -11,17 +11,43 @@ use std::{
 };
 
 use nix::unistd::{AccessFlags, access};
-use portcullis_engine::Timestamp;
+use portcullis_engine::{Timestamp, parse};
 
 use self::conf::Directive;
 use super::{Check, Outcome, Plan, command};
-use crate::runtime::clock;
+use crate::{runtime::clock, source::follow};
 
-const LOG_FORMAT: &str = "log_format portcullis escape=json '{\"timestamp\":\"$msec\",\"source_ip\":\"$remote_addr\",\"method\":\
-                          \"$request_method\",\"path\":\"$request_uri\",\"status\":\"$status\",\"response_size\":\"$body_bytes_sent\"}';";
+const LOG_FORMAT: &str = "log_format portcullis escape=json '{\"timestamp\":\"$msec\",\"source_ip\":\"$remote_addr\",\
+                          \"realip_remote_addr\":\"$realip_remote_addr\",\"method\":\"$request_method\",\"path\":\"$request_uri\",\
+                          \"status\":\"$status\",\"response_size\":\"$body_bytes_sent\",\"request_time\":\"$request_time\",\
+                          \"request_id\":\"$request_id\"}';";
+
+const COMBINED: &str = "$remote_addr - $remote_user [$time_local] \"$request\" $status $body_bytes_sent \"$http_referer\" \
+                        \"$http_user_agent\"";
+/// Logs that are looked at.
+const MAX_LOGS: usize = 16;
 
 pub(super) fn checks(plan: &Plan) -> Vec<Check> {
-    let log = &plan.config.source.log;
+    let logs = follow::logs(&plan.config.source.logs);
+    if logs.len() <= 1 {
+        return logs.iter().flat_map(|log| checks_of(plan, log)).collect();
+    }
+    let each = |log: &PathBuf| {
+        let name = log.file_name().unwrap_or_default().to_string_lossy();
+        let named = |check: Check| Check {
+            name: format!("{} of {name}", check.name),
+            ..check
+        };
+        checks_of(plan, log)
+            .into_iter()
+            .map(named)
+            .collect::<Vec<_>>()
+    };
+    // A host with more logs than this has one like the others.
+    logs.iter().take(MAX_LOGS).flat_map(each).collect()
+}
+
+fn checks_of(plan: &Plan, log: &Path) -> Vec<Check> {
     let mut instances = running();
     instances.extend(installed());
     let mut all = Vec::new();
@@ -259,6 +285,13 @@ struct Format {
 impl Site {
     fn of(root: &Directive, is_ours: impl Fn(&str) -> bool) -> Self {
         let mut site = Self::default();
+        // The one that Nginx has by itself.
+        let combined = Format {
+            escape: "default".to_owned(),
+            text: COMBINED.to_owned(),
+            place: "built in".to_owned(),
+        };
+        site.formats.insert("combined".to_owned(), combined);
         for http in root.all("http") {
             for format in http.all("log_format") {
                 let [name, rest @ ..] = format.args.as_slice() else {
@@ -364,9 +397,9 @@ fn judge(plan: &Plan, site: &Site, log: &Path, grows: bool) -> Vec<Check> {
                 format!("{LOG_FORMAT} and: access_log {} portcullis;", log.display()),
             )),
             Some(format) => {
-                let (check, source) = fields(name, format);
+                let (check, source, has_peer) = fields(plan, name, format);
                 all.push(check);
-                all.extend(source.map(|source| address(plan, site, &source)));
+                all.extend(source.map(|source| address(plan, site, &source, has_peer)));
             }
         }
     }
@@ -516,8 +549,9 @@ fn is_address(name: &str) -> bool {
     name.ends_with("_addr") || name.starts_with("http_") || name == "proxy_add_x_forwarded_for"
 }
 
-/// Judges a format by letting the agent's own parser read a line of it. Says also what the address is taken from.
-fn fields(name: &str, format: &Format) -> (Check, Option<String>) {
+/// Judges a format by letting the agent's own parser read a line of it. Says also what the address is taken from, and whether the
+/// line has the connection's, too.
+fn fields(plan: &Plan, name: &str, format: &Format) -> (Check, Option<String>, bool) {
     let title = "Nginx log format";
     let Format {
         escape,
@@ -525,17 +559,21 @@ fn fields(name: &str, format: &Format) -> (Check, Option<String>) {
         place,
     } = format;
     let line = render(text, sample);
-    if let Err(error) = portcullis_engine::parse::parse(line.as_bytes()) {
-        let template =
-            source(text).map_or(String::new(), |source| format!("; source_ip is {source:?}"));
-        let check = Check::fail(
-            title,
-            format!("the agent cannot read a line of {name:?} ({place}): {error}{template}"),
-            format!("give the log a format of its own: {LOG_FORMAT}"),
-        );
-        return (check, None);
-    }
-    let source = source(text);
+    let parser = &plan.config.engine.format;
+    let record = match parser.read(line.as_bytes()) {
+        Ok(record) => record,
+        Err(error) => {
+            let template =
+                field(text).map_or(String::new(), |source| format!("; source_ip is {source:?}"));
+            let check = Check::fail(
+                title,
+                format!("the agent cannot read a line of {name:?} ({place}): {error}{template}"),
+                format!("give the log a format of its own: {LOG_FORMAT}"),
+            );
+            return (check, None, false);
+        }
+    };
+    let source = source(parser, text).or_else(|| field(text));
     let check = match escape.as_str() {
         "json" => Check::pass(
             title,
@@ -548,6 +586,10 @@ fn fields(name: &str, format: &Format) -> (Check, Option<String>) {
             ),
             format!("escape=json: log_format {name} escape=json …"),
         ),
+        _ if !text.starts_with('{') => Check::pass(
+            title,
+            format!("{name:?} ({place}) has what the agent needs"),
+        ),
         other => Check::warn(
             title,
             format!(
@@ -556,11 +598,33 @@ fn fields(name: &str, format: &Format) -> (Check, Option<String>) {
             format!("escape=json: log_format {name} escape=json …"),
         ),
     };
-    (check, source)
+    (check, source, record.peer.is_some())
+}
+
+/// The variable that the agent takes the client's address from: the one whose value comes out of a line.
+fn source(parser: &parse::Format, text: &str) -> Option<String> {
+    let mut names = BTreeSet::new();
+    render(text, |name, _| {
+        names.insert(name.to_owned());
+        String::new()
+    });
+    let client = "203.0.113.99";
+    let is_it = |source: &String| {
+        let line = render(text, |name, quoted| {
+            if name == source {
+                client.to_owned()
+            } else {
+                sample(name, quoted)
+            }
+        });
+        let record = parser.read(line.as_bytes());
+        record.is_ok_and(|record| record.client.to_string() == client)
+    };
+    names.into_iter().find(is_it).map(|name| format!("${name}"))
 }
 
 /// What stands in the field `source_ip`, variables by their names.
-fn source(text: &str) -> Option<String> {
+fn field(text: &str) -> Option<String> {
     let line = render(text, |name, quoted| {
         if quoted {
             format!("${name}")
@@ -572,12 +636,29 @@ fn source(text: &str) -> Option<String> {
     Some(line.get("source_ip")?.as_str()?.to_owned())
 }
 
-fn address(plan: &Plan, site: &Site, source: &str) -> Check {
+fn address(plan: &Plan, site: &Site, source: &str, has_peer: bool) -> Check {
     let name = "Nginx client address";
     let header = site.header.as_deref().unwrap_or("X-Real-IP");
-    let proxied = "packets come from the proxy, so a ban at this host does nothing: guard where clients connect, or stay in \
-                   observe mode; if no proxy is in front, take set_real_ip_from away";
+    let proxied = "packets come from the proxy, so a ban at the network card does nothing: name the proxies in source.proxies, add \
+                   $realip_remote_addr to the log_format (README.md), and have their clients banned in Nginx (enforce.nginx); if no \
+                   proxy is in front, take set_real_ip_from away";
+    let proxies = !plan.config.engine.proxies.is_empty();
     match (source, &site.rewritten, &site.balanced) {
+        ("$remote_addr", Some(place), _) if proxies && has_peer => Check::pass(
+            name,
+            format!(
+                "source_ip is $remote_addr, rewritten from {header} ({place}); realip_remote_addr tells who came through a proxy, \
+                 and source.proxies keeps those from being banned"
+            ),
+        ),
+        ("$remote_addr", Some(place), _) if proxies => Check::warn(
+            name,
+            format!(
+                "source_ip is $remote_addr, rewritten from {header} ({place}), and the log does not say whose connection it was: \
+                 with source.proxies every client is taken for one that came through a proxy, and nobody is banned at the wire"
+            ),
+            "add \"realip_remote_addr\":\"$realip_remote_addr\" to the log_format",
+        ),
         ("$remote_addr", Some(place), _) => Check::bad(
             plan.harm,
             name,
@@ -873,12 +954,29 @@ mod tests {
     }
 
     #[test]
+    fn with_proxies_named_a_rewritten_address_is_what_it_should_be() {
+        let plan = Plan::new(
+            &Config::parse("mode = 'enforce'\n[source]\nproxies = ['10.0.0.0/8']").unwrap(),
+        );
+        let judged = |text: &str| judge(&plan, &site(text), Path::new(LOG), false)[2].outcome;
+        let plain = good("set_real_ip_from 10.0.0.0/8;");
+        let rich = plain.replace(
+            "\"source_ip\"",
+            "\"realip_remote_addr\":\"$realip_remote_addr\",\"source_ip\"",
+        );
+        assert_eq!(
+            (judged(&plain), judged(&rich)),
+            (Outcome::Warn, Outcome::Pass)
+        );
+    }
+
+    #[test]
     fn a_format_is_judged_by_the_agent_s_own_parser() {
         for (from, to, outcome) in [
             ("escape=json ", "", Outcome::Warn),
             ("escape=json", "escape=none", Outcome::Fail),
             ("\"timestamp\":\"$msec\",", "", Outcome::Fail),
-            ("$msec", "$time_local", Outcome::Fail),
+            ("$msec", "$time_local", Outcome::Pass),
             ("$msec", "$time_iso8601", Outcome::Pass),
             ("\"$msec\"", "$msec", Outcome::Pass),
             ("\"$status\"", "$status", Outcome::Pass),
@@ -894,8 +992,13 @@ mod tests {
             assert_eq!(checks[1].outcome, outcome, "{from} -> {to}: {checks:#?}");
         }
         let combined = judged("enforce", &format!("http {{ access_log {LOG}; }}"));
-        assert_eq!(outcomes(&combined), [Outcome::Pass, Outcome::Fail]);
+        assert_eq!(outcomes(&combined), [Outcome::Pass; 3]);
         assert!(combined[1].found.contains("combined"));
+        let other = format!("http {{ log_format x '$status $remote_addr'; access_log {LOG} x; }}");
+        assert_eq!(
+            outcomes(&judged("enforce", &other)),
+            [Outcome::Pass, Outcome::Fail]
+        );
     }
 
     #[test]
@@ -1002,7 +1105,11 @@ mod tests {
                 text: text.into(),
                 place: "x:1".into(),
             };
-            assert_eq!(fields("f", &format).0.outcome, Outcome::Fail, "{text}");
+            assert_eq!(
+                fields(&plan("enforce"), "f", &format).0.outcome,
+                Outcome::Fail,
+                "{text}"
+            );
         }
     }
 }

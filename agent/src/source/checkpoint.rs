@@ -4,6 +4,8 @@ use std::{
     fs::{File, Metadata},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::PathBuf,
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub struct FileId {
     device: u64,
     inode: u64,
+    /// Inodes are used again. Not every file system knows.
+    born: Option<SystemTime>,
 }
 
 impl FileId {
@@ -22,24 +26,59 @@ impl FileId {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
+            born: metadata.created().ok(),
         }
     }
 }
 
 /// Everything before `offset` in `file` has been dealt with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The file.
     pub file: FileId,
-    /// Bytes from its beginning; always the beginning of a line.
+    /// Where it was last seen, with symbolic links followed.
+    pub path: PathBuf,
+    /// Bytes from its beginning; the beginning of a line, unless `cut`.
     pub offset: u64,
+    /// Where the lines begin that are still in a window: these are read again after a restart. At most `offset`.
+    pub rewind: u64,
+    /// The offset is inside a line that is thrown away.
+    pub cut: bool,
     /// What stands there before the offset.
-    #[serde(default)]
     pub before: Fingerprint,
+    /// When it was last written to.
+    pub modified: SystemTime,
+    /// What it begins with, if it was rotated away, read to its end and given up. It is known by that when it is packed.
+    pub done: Option<Fingerprint>,
 }
 
-/// All files that are being read: rotated ones that may still grow, oldest first, then the one at the log's path.
-pub type Checkpoint = Vec<Position>;
+/// How far the reading of one log has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Its path.
+    pub log: PathBuf,
+    /// Files that were rotated away, oldest first, then the one at the log's path, if there is one.
+    pub files: Vec<Position>,
+}
+
+/// How far the reading of all logs has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Each log.
+    pub logs: Vec<Progress>,
+    /// What was configured: a log that has come to a known pattern is new, one of an unknown pattern is not.
+    pub patterns: Vec<PathBuf>,
+    /// Lines before all this, since the first start.
+    pub lines: u64,
+}
+
+impl Checkpoint {
+    /// How far the reading of a log had come.
+    #[must_use]
+    pub fn of(&self, log: &std::path::Path) -> Option<&Progress> {
+        self.logs.iter().find(|progress| progress.log == log)
+    }
+}
 
 /// What stands in a file before an offset. An inode is given to a new file as soon as it is free, and a file that is copied and
 /// truncated grows past its old length: neither is what was read before, and this tells.
@@ -68,6 +107,27 @@ impl Fingerprint {
             bytes: u16::try_from(text.len()).unwrap_or_default(),
             hash,
         }
+    }
+
+    /// Of the first bytes, at most 512 of them.
+    #[must_use]
+    pub fn of_head(text: &[u8]) -> Self {
+        Self::of(&text[..text.len().min(Self::BYTES)])
+    }
+
+    /// Does a text begin with that?
+    #[must_use]
+    pub fn begins(self, text: &[u8]) -> bool {
+        self.bytes > 0
+            && text
+                .get(..self.bytes.into())
+                .is_some_and(|text| Self::of(text) == self)
+    }
+
+    /// How many bytes it is over.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.bytes.into()
     }
 
     /// Has this file the same before the offset?

@@ -436,6 +436,7 @@ mod tests {
             requests: 1200,
             errors: 600,
             seen: NOW,
+            margin: 0.0,
         }
     }
 
@@ -450,6 +451,7 @@ mod tests {
             reason: finding.to_string(),
             finding: Some(finding),
             observe: false,
+            gate: portcullis_engine::Gate::Wire,
         };
         let event = Event::of_ban(NOW, action, &ban, ban.reason.clone());
         Told { event, observed }

@@ -1,0 +1,379 @@
+//! One open file of a log: its bytes as whole lines, and where it stands.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Read, Seek as _, SeekFrom},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    Counters, Limits,
+    checkpoint::{FileId, Fingerprint, Position, before},
+    packed::Packing,
+};
+
+/// Where a reader stood is noted at most so often.
+const MARK: Duration = Duration::from_secs(5);
+/// Lines further back than so many bytes are not read again, however young they are.
+const MAX_REWIND: u64 = 256 * 1024 * 1024;
+
+/// Lines of one file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// Whole lines, as they lie in the file; the last one of a file that is given up may have no end.
+    pub bytes: Vec<u8>,
+    /// Where they begin.
+    pub start: u64,
+    /// A former run has read them.
+    pub again: bool,
+    /// Where a line begins that is too long to be kept, and is thrown away.
+    pub cut: Option<u64>,
+}
+
+enum Contents {
+    Plain(File),
+    /// What it unpacks to, which has no end that could be asked for, and no way back.
+    Packed(Box<dyn Read + Send>),
+}
+
+/// One open file.
+pub(super) struct Reader {
+    contents: Contents,
+    pub id: FileId,
+    path: PathBuf,
+    /// Where the next read begins.
+    offset: u64,
+    /// The beginning of a line whose end is not written yet; `offset` is behind it.
+    partial: Vec<u8>,
+    /// The rest of the current line is thrown away: it is too long.
+    cut: bool,
+    /// The last bytes before the current line, at most [`Fingerprint::BYTES`] of them, as they were read.
+    recent: Vec<u8>,
+    /// Where a former run stood, which has read what is before that.
+    resumed: Option<Position>,
+    /// Beginnings of lines, and when they were reached, oldest first.
+    marks: VecDeque<(Duration, u64)>,
+    modified: SystemTime,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.path.display(), self.offset)
+    }
+}
+
+impl Reader {
+    /// Opens a file at its beginning.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let path = path.canonicalize()?;
+        let file = File::open(&path)?;
+        let metadata = file.metadata()?;
+        let contents = match Packing::of(&path) {
+            None => Contents::Plain(file),
+            Some(packing) => Contents::Packed(packing.unpack(file)?),
+        };
+        Ok(Self {
+            contents,
+            id: FileId::of(&metadata),
+            path,
+            offset: 0,
+            partial: Vec::new(),
+            cut: false,
+            recent: Vec::new(),
+            resumed: None,
+            marks: VecDeque::new(),
+            modified: metadata.modified()?,
+        })
+    }
+
+    /// Opens a file where a former run has left it: where the lines begin that it is to read again. `None`: it is another
+    /// file, or one that has been truncated.
+    pub fn resume(path: &Path, position: &Position) -> io::Result<Option<Self>> {
+        let mut reader = Self::open(path)?;
+        if let Contents::Packed(text) = &mut reader.contents {
+            let told = position.before.bytes().min(position.offset);
+            let stands = position.offset - told;
+            let skipped = io::copy(&mut text.take(stands), &mut io::sink())?;
+            let mut there = Vec::new();
+            text.take(told).read_to_end(&mut there)?;
+            if skipped < stands || Fingerprint::of(&there) != position.before {
+                return Ok(None);
+            }
+            reader = Self::open(path)?;
+        } else if !reader.is_at(position) {
+            return Ok(None);
+        }
+        reader.go_to(position)?;
+        Ok(Some(reader))
+    }
+
+    /// Where it was when it was opened, with symbolic links followed.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub const fn is_packed(&self) -> bool {
+        matches!(self.contents, Contents::Packed(_))
+    }
+
+    /// Could this plain file be the one that a position was said of?
+    pub fn is_at(&self, position: &Position) -> bool {
+        match &self.contents {
+            Contents::Plain(file) => position.before.is_of(file, position.offset),
+            Contents::Packed(_) => false,
+        }
+    }
+
+    /// Goes on from a position of this file, a little before it.
+    pub fn go_to(&mut self, position: &Position) -> io::Result<()> {
+        let rewind = position.rewind.min(position.offset);
+        match &mut self.contents {
+            Contents::Plain(file) => {
+                self.recent = before(file, rewind, Fingerprint::BYTES)?;
+            }
+            Contents::Packed(text) => {
+                let skip = rewind.saturating_sub(Fingerprint::BYTES as u64);
+                io::copy(&mut text.take(skip), &mut io::sink())?;
+                self.recent.clear();
+                text.take(rewind - skip).read_to_end(&mut self.recent)?;
+            }
+        }
+        self.offset = rewind;
+        self.resumed = Some(position.clone());
+        self.partial.clear();
+        self.cut = position.cut && rewind == position.offset;
+        self.marks.clear();
+        Ok(())
+    }
+
+    /// Reads what has been truncated and written again.
+    pub fn begin_anew(&mut self) {
+        self.offset = 0;
+        self.partial.clear();
+        self.cut = false;
+        self.recent.clear();
+        self.resumed = None;
+        self.marks.clear();
+    }
+
+    /// From its end on; in the middle of a line that is being written, the rest of that is no line.
+    pub fn start_at_end(&mut self) -> io::Result<()> {
+        let Contents::Plain(file) = &self.contents else {
+            return Ok(());
+        };
+        self.offset = file.metadata()?.len();
+        self.recent = before(file, self.offset, Fingerprint::BYTES)?;
+        self.cut = self.recent.last().is_some_and(|last| *last != b'\n');
+        Ok(())
+    }
+
+    /// What it begins with.
+    pub fn head(&self) -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        let most = Fingerprint::BYTES as u64;
+        match &self.contents {
+            Contents::Plain(file) => {
+                let length = file.metadata()?.len().min(most);
+                return before(file, length, Fingerprint::BYTES);
+            }
+            Contents::Packed(_) => {
+                let again = Self::open(&self.path)?;
+                if let Contents::Packed(text) = again.contents {
+                    text.take(most).read_to_end(&mut head)?;
+                }
+            }
+        }
+        Ok(head)
+    }
+
+    /// Bytes that are there and not read. Of a packed file nobody knows.
+    pub fn backlog(&self) -> u64 {
+        match &self.contents {
+            Contents::Plain(file) => {
+                let length = file
+                    .metadata()
+                    .map_or(self.offset, |metadata| metadata.len());
+                length.saturating_sub(self.offset)
+            }
+            Contents::Packed(_) => 0,
+        }
+    }
+
+    /// Does no name lead to it any more?
+    pub fn is_deleted(&self) -> bool {
+        match &self.contents {
+            Contents::Plain(file) => file.metadata().is_ok_and(|metadata| metadata.nlink() == 0),
+            Contents::Packed(_) => false,
+        }
+    }
+
+    /// Is what was read still there? Not if the file was truncated, even if it has grown past its old length since. A disk
+    /// that fails says nothing about that: what was read must not be read again for it.
+    pub fn is_as_read(&self) -> io::Result<bool> {
+        let Contents::Plain(file) = &self.contents else {
+            return Ok(true);
+        };
+        if file.metadata()?.len() < self.offset {
+            return Ok(false);
+        }
+        let read = [self.recent.as_slice(), &self.partial].concat();
+        match before(file, self.offset, read.len()) {
+            Ok(there) => Ok(there == read),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where to go on once everything that was read is dealt with.
+    pub fn position(&self) -> Position {
+        if let Some(resumed) = self.resumed.as_ref().filter(|_| self.is_reading_again()) {
+            return resumed.clone();
+        }
+        let offset = self.offset - self.partial.len() as u64;
+        Position {
+            file: self.id,
+            path: self.path.clone(),
+            offset,
+            rewind: self.marks.front().map_or(offset, |(_, mark)| *mark),
+            cut: self.cut,
+            before: Fingerprint::of(&self.recent),
+            modified: self.modified,
+            done: None,
+        }
+    }
+
+    /// Has a former run read what comes next?
+    pub fn is_reading_again(&self) -> bool {
+        self.again() > 0
+    }
+
+    fn again(&self) -> u64 {
+        let resumed = self.resumed.as_ref();
+        resumed.map_or(0, |resumed| resumed.offset.saturating_sub(self.offset))
+    }
+
+    /// These bytes are dealt with.
+    fn pass(&mut self, bytes: &[u8]) {
+        self.recent
+            .extend_from_slice(&bytes[bytes.len().saturating_sub(Fingerprint::BYTES)..]);
+        let surplus = self.recent.len().saturating_sub(Fingerprint::BYTES);
+        self.recent.drain(..surplus);
+    }
+
+    /// Notes where the current line begins, and forgets what is too old to be read again.
+    fn mark(&mut self, now: Duration, rewind: Duration) {
+        let here = self.offset - self.partial.len() as u64;
+        if self
+            .marks
+            .back()
+            .is_none_or(|(when, _)| now.saturating_sub(*when) >= MARK)
+        {
+            self.marks.push_back((now, here));
+        }
+        let is_old = |(when, mark): &(Duration, u64)| {
+            now.saturating_sub(*when) >= rewind || here - mark > MAX_REWIND
+        };
+        // The newest of the old ones is where a window begins.
+        while self.marks.get(1).is_some_and(is_old) {
+            self.marks.pop_front();
+        }
+        if self.marks.len() == 1 && here - self.marks[0].1 > MAX_REWIND {
+            self.marks[0] = (now, here);
+        }
+    }
+
+    /// The whole lines among the next `limit` bytes. An empty piece means that there was something, but no whole line yet;
+    /// `None` that there was nothing.
+    pub fn read(
+        &mut self,
+        limit: usize,
+        limits: &Limits,
+        now: Duration,
+        counters: &Counters,
+    ) -> io::Result<Option<Piece>> {
+        if !self.cut {
+            self.mark(now, limits.rewind);
+        }
+        // A piece is either all read again or all new.
+        let is_again = self.is_reading_again();
+        let limit = match self.again() {
+            0 => limit as u64,
+            again => again.min(limit as u64),
+        };
+        let mut bytes = std::mem::take(&mut self.partial);
+        let before = bytes.len();
+        let start = self.offset - before as u64;
+        let result = match &mut self.contents {
+            Contents::Plain(file) => {
+                file.seek(SeekFrom::Start(self.offset))?;
+                if let Ok(metadata) = file.metadata()
+                    && let Ok(modified) = metadata.modified()
+                {
+                    self.modified = modified;
+                }
+                file.take(limit).read_to_end(&mut bytes)
+            }
+            Contents::Packed(text) => text.take(limit).read_to_end(&mut bytes),
+        };
+        let read = bytes.len() - before;
+        self.offset += read as u64;
+        counters.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        if read == 0 {
+            self.partial = bytes;
+            return result.map(|_| None);
+        }
+        let end = memchr::memrchr(b'\n', &bytes).map_or(0, |last| last + 1);
+        self.partial = bytes.split_off(end);
+        self.pass(&bytes);
+        let mut piece = Piece {
+            bytes,
+            start,
+            again: is_again,
+            cut: None,
+        };
+        if self.cut && !piece.bytes.is_empty() {
+            let end = memchr::memchr(b'\n', &piece.bytes).map_or(piece.bytes.len(), |at| at + 1);
+            piece.bytes.drain(..end);
+            piece.start += end as u64;
+            self.cut = false;
+        }
+        if !self.cut && self.partial.len() > limits.max_line {
+            self.drop_hole();
+            if self.partial.len() > limits.max_line {
+                piece.cut = Some(self.offset - self.partial.len() as u64);
+                self.cut = true;
+            }
+        }
+        if self.cut {
+            let thrown_away = std::mem::take(&mut self.partial);
+            self.pass(&thrown_away);
+        }
+        Ok(Some(piece))
+    }
+
+    /// Who writes on at an old offset into a truncated file leaves a hole before it, which reads as zeros: no line.
+    fn drop_hole(&mut self) {
+        let end = self.partial.iter().position(|byte| *byte != 0);
+        let hole: Vec<u8> = self
+            .partial
+            .drain(..end.unwrap_or(self.partial.len()))
+            .collect();
+        self.pass(&hole);
+    }
+
+    /// What a file that is given up ends with, if its last line has no end.
+    pub fn last_words(&mut self, limits: &Limits) -> Option<Piece> {
+        let bytes = std::mem::take(&mut self.partial);
+        self.pass(&bytes);
+        (!bytes.is_empty() && !self.cut && bytes.len() <= limits.max_line).then(|| Piece {
+            start: self.offset - bytes.len() as u64,
+            bytes,
+            again: self.is_reading_again(),
+            cut: None,
+        })
+    }
+}
