@@ -8,6 +8,12 @@ pub fn nginx_snippet() -> String {
     block("nginx")
 }
 
+/// The lines that go into the agent's configuration.
+#[must_use]
+pub fn toml_snippet() -> String {
+    block("toml")
+}
+
 /// Every `portcullis` command in it, without the program's name, comments and repetitions.
 #[must_use]
 pub fn commands() -> Vec<Vec<String>> {

@@ -31,6 +31,11 @@ fn every_command_of_the_readme_works() -> Result<()> {
                 let file = file.to_string_lossy();
                 agent::plain(&lab, &["check", "--config", &file])?.success()?;
             }
+            "lines" => {
+                let log = nginx.log().to_string_lossy();
+                let read = agent::plain(&lab, &["lines", &log])?.success()?;
+                assert!(read.contains("lines read, 0 malformed"), "{read}");
+            }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
             "status" | "bans" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
             // In a laboratory some of it is as it should not be; what counts is that it says so.
@@ -60,6 +65,10 @@ fn every_command_of_the_readme_works() -> Result<()> {
             "{expected} is not in the README: {seen:?}"
         );
     }
+    let file = lab.dir().join("proxies.toml");
+    std::fs::write(&file, readme::toml_snippet())?;
+    let file = file.to_string_lossy();
+    agent::plain(&lab, &["check", "--config", &file])?.success()?;
     agent.terminate(std::time::Duration::from_secs(10))?;
     agent::detach(&lab)?.success()?;
     Ok(())

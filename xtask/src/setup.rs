@@ -61,6 +61,11 @@ const BASE: &[Need] = &[
         "drops packets where XDP cannot be had",
     ),
     need("ipset", "ipset", "drops packets where XDP cannot be had"),
+    need(
+        "logrotate",
+        "logrotate",
+        "rotates the log in tests; not scheduled here",
+    ),
 ];
 
 /// Needed, together, where no toolchain can build for the kernel.

@@ -56,6 +56,10 @@ pub struct Config {
     pub interfaces: Vec<&'static str>,
     /// The state folder's name.
     pub state: &'static str,
+    /// More lines of the section `source`.
+    pub source: String,
+    /// More sections.
+    pub sections: String,
 }
 
 impl Config {
@@ -77,6 +81,8 @@ impl Config {
             webhook: None,
             interfaces: vec![EDGE_INTERFACE],
             state: STATE,
+            source: String::new(),
+            sections: String::new(),
         }
     }
 
@@ -110,6 +116,7 @@ impl Config {
 [source]
 log = {log}
 start = {start}
+{source}
 [detect]
 window_secs = {window}
 z_score = 3.0
@@ -136,8 +143,10 @@ sample_one_in = 1
 dir = {state}
 [control]
 socket = {socket}
-",
+{sections}",
             mode = json!(self.mode),
+            source = self.source,
+            sections = self.sections,
             log = json!(self.log),
             start = json!(self.start),
             window = self.window_secs,

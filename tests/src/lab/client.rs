@@ -24,6 +24,23 @@ impl Lab {
             .run(|| get(client, path, timeout))?
             .with_context(|| format!("GET {path} from {client}"))
     }
+
+    /// The same through a proxy, which says whose request it passes on.
+    ///
+    /// # Errors
+    /// When no answer comes within the time-out.
+    pub fn get_through(
+        &self,
+        proxy: IpAddr,
+        client: IpAddr,
+        path: &str,
+        timeout: Duration,
+    ) -> anyhow::Result<u16> {
+        let header = format!("X-Forwarded-For: {client}\r\n");
+        self.world()
+            .run(|| get_with(proxy, path, &header, timeout))?
+            .with_context(|| format!("GET {path} from {client} through {proxy}"))
+    }
 }
 
 /// Asks Nginx for a path; to be called on a thread that is in the clients' namespace. Connecting and reading may take
@@ -32,19 +49,13 @@ impl Lab {
 /// # Errors
 /// When no answer comes.
 pub fn get(client: IpAddr, path: &str, timeout: Duration) -> Result<u16> {
-    let server = server_for(client);
-    let socket = Socket::new(
-        Domain::for_address(server),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.bind(&SocketAddr::new(client, 0).into())?;
-    socket.connect_timeout(&server.into(), timeout)?;
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
+    get_with(client, path, "", timeout)
+}
+
+fn get_with(client: IpAddr, path: &str, header: &str, timeout: Duration) -> Result<u16> {
+    let mut stream = connect(client, timeout)?;
     stream.write_all(
-        format!("GET {path} HTTP/1.1\r\nHost: edge.example\r\nConnection: close\r\n\r\n")
+        format!("GET {path} HTTP/1.1\r\nHost: edge.example\r\n{header}Connection: close\r\n\r\n")
             .as_bytes(),
     )?;
     let mut answer = Vec::new();
@@ -58,6 +69,37 @@ pub fn get(client: IpAddr, path: &str, timeout: Duration) -> Result<u16> {
             ),
         )
     })
+}
+
+/// Many requests on one connection, all sent before the first answer is read; returns how many were answered.
+///
+/// # Errors
+/// When the answers do not come.
+pub fn get_many(client: IpAddr, count: usize, timeout: Duration) -> Result<usize> {
+    const REQUEST: &str = "GET / HTTP/1.1\r\nHost: edge.example\r\n\r\n";
+    const LAST: &str = "GET / HTTP/1.1\r\nHost: edge.example\r\nConnection: close\r\n\r\n";
+    let mut stream = connect(client, timeout)?;
+    let mut requests = REQUEST.repeat(count.saturating_sub(1));
+    requests.push_str(LAST);
+    stream.write_all(requests.as_bytes())?;
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers)?;
+    Ok(answers.matches("HTTP/1.1 200").count())
+}
+
+fn connect(client: IpAddr, timeout: Duration) -> Result<TcpStream> {
+    let server = server_for(client);
+    let socket = Socket::new(
+        Domain::for_address(server),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.bind(&SocketAddr::new(client, 0).into())?;
+    socket.connect_timeout(&server.into(), timeout)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    Ok(stream)
 }
 
 fn status(answer: &[u8]) -> Option<u16> {

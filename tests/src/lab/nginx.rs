@@ -27,11 +27,19 @@ impl Nginx {
     /// # Errors
     /// When it is not installed or does not start; with its own words.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_with(lab, "", "")
+    }
+
+    /// The same with more directives of its `http` and `server` blocks.
+    ///
+    /// # Errors
+    /// See [`Nginx::start`].
+    pub fn start_with(lab: &Lab, http: &str, server: &str) -> Result<Self> {
         let home = lab.dir().join("nginx");
         fs::create_dir_all(home.join("pages"))
             .with_context(|| format!("cannot make the folder {}", home.display()))?;
         fs::write(home.join("pages/index.html"), "<p>The service.</p>\n")?;
-        fs::write(home.join("nginx.conf"), configuration(&home))?;
+        fs::write(home.join("nginx.conf"), configuration(&home, http, server))?;
         let errors = home.join("error.log");
         let mut process = Process::start(
             "nginx",
@@ -72,6 +80,18 @@ impl Nginx {
         &self.log
     }
 
+    /// Its folder, which holds `nginx.conf`.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.log.parent().unwrap_or(&self.log)
+    }
+
+    /// Its master process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Makes it open its logs anew, as after a rotation.
     ///
     /// # Errors
@@ -105,7 +125,7 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(home: &Path) -> String {
+fn configuration(home: &Path, http: &str, server: &str) -> String {
     let home = home.display();
     let log = readme::nginx_snippet().replace(
         "/var/log/nginx/portcullis.json",
@@ -126,7 +146,9 @@ http {{
     uwsgi_temp_path {home}/uwsgi;
     scgi_temp_path {home}/scgi;
     default_type text/html;
+    {http}
     server {{
+        {server}
         listen {EDGE_V4}:80 backlog=4096;
         listen [{EDGE_V6}]:80 backlog=4096;
         root {home}/pages;

@@ -139,6 +139,29 @@ impl Traffic {
         Ok(traffic)
     }
 
+    /// As much as Nginx can answer: each source on a thread of its own sends a hundred requests at a time.
+    ///
+    /// # Errors
+    /// When a thread cannot enter the clients' namespace.
+    pub fn load(lab: &Lab, sources: &[IpAddr]) -> Result<Self> {
+        const AT_A_TIME: usize = 100;
+        let mut traffic = Self::silent();
+        let end = clock::now() + LIMIT;
+        for source in sources.iter().copied() {
+            traffic.thread(lab, move |shared| {
+                while !shared.stop.load(Ordering::Relaxed) && clock::now() < end {
+                    let answered = client::get_many(source, AT_A_TIME, PATIENT).unwrap_or(0);
+                    shared
+                        .answered
+                        .fetch_add(answered as u64, Ordering::Relaxed);
+                    let failed = AT_A_TIME - answered;
+                    shared.failed.fetch_add(failed as u64, Ordering::Relaxed);
+                }
+            })?;
+        }
+        Ok(traffic)
+    }
+
     fn silent() -> Self {
         Self {
             shared: Arc::default(),
