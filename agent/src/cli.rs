@@ -20,7 +20,7 @@ use portcullis_engine::{
 };
 use serde::Serialize;
 use tracing::info;
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::{
     config::{self, Config},
@@ -430,12 +430,17 @@ fn examine(doctor: &Doctor) -> Result<bool, Failure> {
     Ok(doctor::is_sound(&checks))
 }
 
+/// Messages that may wait to be written.
+const WAITING_MESSAGES: usize = 16_384;
+
 /// Messages go to standard error; under systemd without the time, which the journal has. They are written by a thread
 /// of their own: whoever does not read them holds up nobody, and misses some. The guard writes the rest when dropped.
 fn log() -> WorkerGuard {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_MESSAGES)
+        .finish(io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)

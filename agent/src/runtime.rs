@@ -425,7 +425,7 @@ impl Agent {
                     if ban.gate.has_wire() {
                         self.worker.change(Job::Ban {
                             lifetime: Lifetime::of(ban.term, clock::wall()),
-                            ban,
+                            ban: Box::new(ban),
                             made: clock::boot(),
                             read,
                         });
@@ -436,7 +436,7 @@ impl Agent {
                         self.unban_in_nginx(&ban, &cause);
                     }
                     if ban.gate.has_wire() {
-                        self.worker.change(Job::Unban(ban, cause));
+                        self.worker.change(Job::Unban(Box::new(ban), cause));
                     }
                 }
                 Command::Save(change) => self.store.save(&change),

@@ -111,7 +111,7 @@ impl Piece {
 }
 
 /// Batches that may wait. When the queue is full the reader waits; the lines wait in the file.
-pub const QUEUE: usize = 32;
+pub const QUEUE: usize = 8;
 
 /// What the source counts.
 #[derive(Debug, Default)]

@@ -37,8 +37,8 @@ const BATCH: usize = 1024;
 pub enum Job {
     /// Put a ban in force.
     Ban {
-        /// The ban.
-        ban: Ban,
+        /// The ban. Boxed, as all of the queue's room is taken up from the start.
+        ban: Box<Ban>,
         /// How long it is to last.
         lifetime: Lifetime,
         /// When that was said.
@@ -47,7 +47,7 @@ pub enum Job {
         read: Option<Duration>,
     },
     /// Take a ban away, for this reason.
-    Unban(Ban, String),
+    Unban(Box<Ban>, String),
     /// Compare the kernel's bans with what is to be in force.
     Reconcile,
     /// See that the back end is still in the packets' way.
@@ -458,11 +458,11 @@ impl Hands {
                     } else {
                         Change::Ban(ban.subject, lifetime)
                     });
-                    told.push(Told::Banned { ban, read });
+                    told.push(Told::Banned { ban: *ban, read });
                 }
                 Job::Unban(ban, cause) => {
                     changes.push(Change::Unban(ban.subject));
-                    told.push(Told::Unbanned(ban, cause));
+                    told.push(Told::Unbanned(*ban, cause));
                 }
                 job => {
                     other = Some(job);
@@ -731,7 +731,7 @@ mod tests {
             gate: portcullis_engine::Gate::Wire,
         };
         Job::Ban {
-            ban,
+            ban: Box::new(ban),
             lifetime: Lifetime::Permanent,
             made: clock::boot(),
             read: None,

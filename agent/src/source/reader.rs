@@ -304,8 +304,11 @@ impl Reader {
             0 => limit as u64,
             again => again.min(limit as u64),
         };
-        let mut bytes = std::mem::take(&mut self.partial);
-        let before = bytes.len();
+        let before = self.partial.len();
+        // Never more than is read: a batch that waits is to take up no more than it holds.
+        let room = usize::try_from(self.backlog().min(limit)).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(before + room);
+        bytes.append(&mut self.partial);
         let start = self.offset - before as u64;
         let result = match &mut self.contents {
             Contents::Plain(file) => {

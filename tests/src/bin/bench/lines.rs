@@ -1,14 +1,17 @@
 //! How fast lines of the access log are read: parsed, and all the way from a file into the engine.
 
-use std::{fs::File, hint::black_box, io::Write as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File, hint::black_box, io::Write as _, path::Path, process::Command, sync::Arc,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use portcullis::{
     config::Config,
     source::{self, CHUNK, Limits, Piece, Start, tail::Tail},
 };
 use portcullis_engine::{Engine, Saved, Timestamp, parse::Format};
-use portcullis_tests::lab::clock;
+use portcullis_tests::lab::{clock, wait::eventually};
 use serde::Deserialize;
 
 use crate::note::{Note, Wanted, median};
@@ -112,6 +115,14 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
         whole / bare,
         Wanted::AtLeast(3.5 / 4.5),
     );
+    let once = memory(folder.path(), &text, 1)? as f64 / 1024.0;
+    let thrice = memory(folder.path(), &text, 3)? as f64 / 1024.0;
+    note.ratio("memory of the agent, MiB", once, Wanted::AtMost(40.0));
+    note.ratio(
+        "memory of the agent for three times as many lines, of that",
+        thrice / once,
+        Wanted::AtMost(1.1),
+    );
     note.ratio(
         "while it is being written, million lines a second",
         live,
@@ -123,6 +134,59 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
         Wanted::AtLeast(2.5 / 4.5),
     );
     Ok(())
+}
+
+/// The most memory that an agent needs that reads these lines, so many times over.
+fn memory(folder: &Path, text: &[u8], times: usize) -> Result<u64> {
+    let log = folder.join(format!("{times}.json"));
+    let mut file = File::create(&log)?;
+    (0..times).try_for_each(|_| file.write_all(text))?;
+    let state = folder.join(format!("state-{times}"));
+    let socket = state.join("control.sock");
+    let config = folder.join("portcullis.toml");
+    std::fs::write(
+        &config,
+        format!(
+            "[source]\nlog = {log:?}\nstart = \"beginning\"\ncatch_up_secs = 3600\n[enforce]\nbackends = [\"dry-run\"]\n\
+             [state]\ndir = {state:?}\n[control]\nsocket = {socket:?}\n"
+        ),
+    )?;
+    let binary = std::env::current_exe()?.with_file_name("portcullis");
+    let mut agent = Command::new(&binary)
+        .arg("run")
+        .arg("--config")
+        .arg(&config)
+        .env("PORTCULLIS_LOG", "error")
+        .spawn()
+        .with_context(|| format!("cannot start {}", binary.display()))?;
+    let read = eventually(
+        "the agent to have read it all",
+        Duration::from_mins(5),
+        || {
+            ensure!(agent.try_wait()?.is_none(), "the agent has ended");
+            let status = Command::new(&binary)
+                .args(["status", "--json", "--socket"])
+                .arg(&socket)
+                .output()?;
+            let status: serde_json::Value =
+                serde_json::from_slice(&status.stdout).unwrap_or_default();
+            let lines = status
+                .pointer("/source/lines")
+                .and_then(serde_json::Value::as_u64);
+            Ok((lines == Some(u64::from(LINES) * times as u64)).then_some(()))
+        },
+    );
+    let most = std::fs::read_to_string(format!("/proc/{}/status", agent.id()));
+    agent.kill()?;
+    agent.wait()?;
+    read?;
+    let kib = most?
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"))
+        .context("the kernel does not say")?
+        .trim()
+        .parse::<u64>()?;
+    Ok(kib)
 }
 
 fn millions_a_second(time: Duration) -> f64 {
