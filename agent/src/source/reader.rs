@@ -4,11 +4,13 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, Read, Seek as _, SeekFrom},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
+
+use nix::fcntl::OFlag;
 
 use super::{
     Counters, Limits,
@@ -70,8 +72,15 @@ impl Reader {
     /// Opens a file at its beginning.
     pub fn open(path: &Path) -> io::Result<Self> {
         let path = path.canonicalize()?;
-        let file = File::open(&path)?;
+        // A pipe would keep us waiting for its writer.
+        let file = File::options()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(&path)?;
         let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
         let contents = match Packing::of(&path) {
             None => Contents::Plain(file),
             Some(packing) => Contents::Packed(packing.unpack(file)?),

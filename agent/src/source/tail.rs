@@ -619,6 +619,11 @@ mod tests {
         std::os::unix::fs::symlink(&path, &path).unwrap();
         let said = Tail::open(&path, Start::End, LIMITS, None, Arc::default()).unwrap_err();
         assert!(said.to_string().contains("cannot read"), "{said:#}");
+        // One that would keep us waiting, too.
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let said = Tail::open(&pipe, Start::End, LIMITS, None, Arc::default()).unwrap_err();
+        assert!(format!("{said:#}").contains("no regular file"), "{said:#}");
     }
 
     #[test]
