@@ -12,7 +12,7 @@ use portcullis_engine::{
     Ban, Command, Engine, Event, Feed, Origin, Outcome, Refusal, Saved, Snapshot, Subject, Term,
     Timestamp,
     command::{Action, Change},
-    ledger::Length,
+    ledger::{Length, Offences},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -125,11 +125,11 @@ pub struct BanRow {
 pub async fn run(config: Config) -> Result<()> {
     let stop = shutdown::signal()?;
     let (store, mut contents) = Store::open(&config.state_dir)?;
-    let forgotten = forget_observed(&mut contents, config.mode);
+    let now = clock::wall();
+    let forgotten = forget_observed(&mut contents, config.mode, now);
     let history = History::open(&store::history_path(&config.state_dir))?;
     let (notifier, slack) = start_slack(&config.slack);
 
-    let now = clock::wall();
     let engine = start_engine(&config, contents.saved, now);
     let allow = engine.allowlist().to_vec();
     let max_bans = u32::try_from(config.engine.max_bans).unwrap_or(u32::MAX);
@@ -177,6 +177,7 @@ pub async fn run(config: Config) -> Result<()> {
         history,
         notifier,
         counters: source.counters,
+        threads: source.threads,
         reading,
         nginx,
         nginx_outcomes,
@@ -229,7 +230,11 @@ struct Forgotten {
 
 /// The first day of enforcement does not begin with what was decided while nothing was dropped: whoever was never kept
 /// out has had no warning. Operators' bans stay.
-fn forget_observed(contents: &mut store::Contents, mode: Mode) -> Option<Forgotten> {
+fn forget_observed(
+    contents: &mut store::Contents,
+    mode: Mode,
+    now: Timestamp,
+) -> Option<Forgotten> {
     if contents.mode != Some(Mode::Observe) || mode != Mode::Enforce {
         return None;
     }
@@ -237,7 +242,14 @@ fn forget_observed(contents: &mut store::Contents, mode: Mode) -> Option<Forgott
     let (kept, observed): (Vec<Ban>, Vec<Ban>) = std::mem::take(&mut saved.bans)
         .into_iter()
         .partition(|ban| ban.origin == Origin::Operator);
-    let offences = std::mem::take(&mut saved.offences);
+    // Settled: what is read again of those times is not held against anybody either.
+    for (_, offences) in &mut saved.offences {
+        *offences = Offences {
+            count: 0,
+            last: now,
+        };
+    }
+    let offences = saved.offences.clone();
     let words = format!(
         "from observe to enforce mode: {} bans and the offences of {} sources that were only observed are forgotten; {} bans \
          by operators are enforced from now on",
@@ -249,7 +261,7 @@ fn forget_observed(contents: &mut store::Contents, mode: Mode) -> Option<Forgott
     let bans = observed.into_iter().map(|ban| Change::Unban(ban.subject));
     let offences = offences
         .into_iter()
-        .map(|(subject, _)| Change::Forget(subject));
+        .map(|(subject, settled)| Change::Offences(subject, settled));
     Some(Forgotten {
         changes: bans.chain(offences).collect(),
         words,
@@ -320,6 +332,7 @@ struct Agent {
     history: History,
     notifier: Notifier,
     counters: std::sync::Arc<source::Counters>,
+    threads: Vec<std::thread::JoinHandle<()>>,
     reading: Reading,
     nginx: Option<Nginx>,
     nginx_outcomes: mpsc::Receiver<Outcome>,
@@ -371,6 +384,9 @@ impl Agent {
                     self.worker.catch_up();
                     self.answer_lifted();
                     self.waiting.retain(|(_, _, reply)| !reply.is_closed());
+                    if self.threads.iter().any(std::thread::JoinHandle::is_finished) {
+                        bail!("a thread that reads the log has ended");
+                    }
                     if !self.worker.is_alive() {
                         bail!("the thread of the back end has ended; bans that stand are still enforced by the kernel");
                     }
@@ -387,7 +403,7 @@ impl Agent {
     }
 
     fn batch(&mut self, batch: Batch) {
-        self.engine.feed(batch.feed);
+        self.engine.feed(self.reading.feed(&batch));
         let mut lines = batch.piece.lines();
         loop {
             let group = self.reading.take(&batch, &mut lines, &self.counters);
@@ -404,6 +420,8 @@ impl Agent {
         drop(lines);
         if batch.caught_up {
             self.engine.feed(Feed::default());
+            // From here on it is now.
+            self.engine.tick(clock::wall());
         }
         self.reading.done(batch, &self.counters);
     }

@@ -17,7 +17,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError, SyncSender},
     },
     thread::JoinHandle,
@@ -83,14 +83,22 @@ pub struct Batch {
     pub piece: Piece,
     /// Longer lines are to be skipped and counted.
     pub max_line: usize,
-    /// How they were come by.
-    pub feed: Feed,
+    /// How they were come by; what comes by syslog was written just now.
+    pub feed: Option<Feed>,
     /// What comes after them was written just now.
     pub caught_up: bool,
     /// Where to go on once these lines are dealt with; syslog has no such place.
     pub progress: Option<Progress>,
     /// When they were read, on the boot clock.
     pub read: Duration,
+}
+
+impl Batch {
+    /// Has a former run read these lines?
+    #[must_use]
+    pub fn is_again(&self) -> bool {
+        self.piece.again
+    }
 }
 
 impl Piece {
@@ -128,8 +136,6 @@ pub struct Counters {
     pub lag: AtomicU64,
     /// When there was last no more than one read's worth of them, in milliseconds of the boot clock.
     pub caught_up: AtomicU64,
-    /// There was more at the last look than what is written just now.
-    pub is_behind: AtomicBool,
     /// Of so many lines one is read; 0 before the first look.
     pub one_in: AtomicU32,
     /// Logs that are followed.
@@ -256,7 +262,6 @@ pub async fn start(
         MuxedEvents::new().context("cannot watch files: raise fs.inotify.max_user_instances")?;
     let now = clock::boot();
     counters.look(0, now);
-    counters.is_behind.store(true, Ordering::Relaxed);
     // Here and now: what is written from this moment on is read, however late the thread gets its turn.
     let follow = Follow::open(
         settings.clone(),
@@ -275,6 +280,7 @@ pub async fn start(
     let progress = follow.progress();
     tokio::spawn(watch(events, comers, wake));
     let reading = Reading {
+        several: follow.paths().count() > 1 || !settings.syslog.is_empty(),
         follow,
         max_line: settings.limits.max_line,
         pace: Pace::new(settings.catch_up),
@@ -295,6 +301,8 @@ pub async fn start(
 /// The thread that reads the files.
 struct Reading {
     follow: Follow,
+    /// There are several sources, which need not be equally far behind.
+    several: bool,
     max_line: usize,
     pace: Pace,
     woken: mpsc::Receiver<()>,
@@ -326,11 +334,12 @@ impl Reading {
                         || "".into(),
                         |progress| progress.log.to_string_lossy().into(),
                     ),
-                    feed: Feed {
+                    feed: Some(Feed {
                         again: piece.again,
                         behind,
+                        several: self.several,
                         one_in,
-                    },
+                    }),
                     piece,
                     max_line: self.max_line,
                     caught_up,
@@ -341,7 +350,6 @@ impl Reading {
                     return;
                 }
                 behind = !caught_up;
-                self.counters.is_behind.store(behind, Ordering::Relaxed);
             }
             for path in self.follow.look(now) {
                 // Full: the poll will have to do.
@@ -349,6 +357,7 @@ impl Reading {
             }
             let logs = self.follow.paths().count() as u64;
             self.counters.logs.store(logs, Ordering::Relaxed);
+            self.several |= logs > 1;
             // Without file events the poll has to do.
             if is_idle && self.woken.recv_timeout(POLL) == Err(RecvTimeoutError::Disconnected) {
                 std::thread::park_timeout(POLL);

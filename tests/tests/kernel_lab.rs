@@ -58,10 +58,13 @@ fn nginx_answers_any_client_and_logs_it_with_exactly_the_fields_of_the_format() 
         [
             "method",
             "path",
+            "realip_remote_addr",
+            "request_id",
+            "request_time",
             "response_size",
             "source_ip",
             "status",
-            "timestamp"
+            "timestamp",
         ]
     );
     assert_eq!(last["path"], "/a\"b\\c?\u{e9}");

@@ -388,7 +388,7 @@ mod tests {
         let plan = Plan::new(&Found::default(), Purpose::Build);
         assert_eq!(
             plan.package_names().join(" "),
-            "gcc libc6-dev nginx-light iproute2 iptables ipset rustc-web cargo-web \
+            "gcc libc6-dev nginx-light iproute2 iptables ipset logrotate rustc-web cargo-web \
              libstd-rust-web-dev-bpf llvm-22-dev zlib1g-dev libzstd-dev"
         );
         assert!(plan.link_toolchain && plan.install_linker);

@@ -33,6 +33,24 @@ pub struct Second {
     pub requests: u32,
     /// Those with a status of 400 or above.
     pub errors: u32,
+    /// Variance of `requests`, where they were estimated from a sample: it is no unrest of the traffic.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub variance: u32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+fn is_zero(variance: &u32) -> bool {
+    *variance == 0
+}
+
+impl Second {
+    /// Square of the requests, without what sampling has added to it on average.
+    fn square(self) -> u64 {
+        (u64::from(self.requests) * u64::from(self.requests)).saturating_sub(self.variance.into())
+    }
 }
 
 /// Where the figures of [`Normal`] come from.
@@ -75,7 +93,7 @@ impl Sums {
         let requests = f64::from(second.requests);
         self.seconds += 1.0;
         self.requests += requests;
-        self.squares += requests * requests;
+        self.squares += second.square() as f64;
     }
 
     fn fade(&mut self) {
@@ -211,7 +229,7 @@ impl Baseline {
     }
 
     fn push_recent(&mut self, traffic: Second) {
-        let square = |second: Second| u128::from(second.requests) * u128::from(second.requests);
+        let square = |second: Second| u128::from(second.square());
         while self.recent.len() >= self.settings.span_secs as usize {
             let Some(oldest) = self.recent.pop_front() else {
                 break;
@@ -323,6 +341,7 @@ mod tests {
                 Second {
                     requests: requests(second),
                     errors: 0,
+                    variance: 0,
                 },
             );
             baseline.recompute(Timestamp::from_secs(second));
@@ -406,7 +425,7 @@ mod tests {
             let span = 400;
             let mut baseline = Baseline::new(Settings { span_secs: span, hour_min_secs: 9999, ..settings() });
             for (second, requests) in counts.iter().enumerate() {
-                baseline.learn(second as u64, Second { requests: *requests, errors: 0 });
+                baseline.learn(second as u64, Second { requests: *requests, ..Second::default() });
             }
             baseline.compute(Timestamp::from_secs(counts.len() as u64));
             let last: Vec<f64> = counts.iter().rev().take(span as usize).map(|n| f64::from(*n)).collect();

@@ -64,6 +64,9 @@ pub struct Feed {
     pub again: bool,
     /// There is more to read than what was written just now. Windows then move with the lines, not with the clock.
     pub behind: bool,
+    /// There are several sources, which need not be equally far behind: what is read then teaches nothing, since one could be a
+    /// minute ahead of the other.
+    pub several: bool,
     /// Of so many lines one was read, at random; 1: all.
     pub one_in: u32,
 }
@@ -73,6 +76,7 @@ impl Default for Feed {
         Self {
             again: false,
             behind: false,
+            several: false,
             one_in: 1,
         }
     }
@@ -321,6 +325,7 @@ impl Engine {
             again,
             behind,
             one_in: weight,
+            ..
         } = self.feed;
         if again {
             self.totals.again += 1;
@@ -346,10 +351,7 @@ impl Engine {
             return;
         }
         // What it had done by then is settled.
-        if again
-            && let Some(offences) = self.ledger.offences(subject)
-            && record.at <= offences.last
-        {
+        if behind && self.ledger.is_settled(subject, record.at) {
             return;
         }
         self.legitimate.add(second, error, weight);
@@ -359,9 +361,14 @@ impl Engine {
         let finding = detect::client(&self.settings.detect, normal, &client.window, record.at);
         if let Some(finding) = finding {
             // Banned or not, what it has done is no normal traffic.
-            let done = std::mem::take(&mut client.window);
+            let mut done = std::mem::take(&mut client.window);
             self.legitimate.subtract(&done);
-            if is_late {
+            // Behind the time, most of it may be over: would the rest do?
+            let is_over = clock < now.secs() && {
+                done.advance(now.secs(), window, |_| {});
+                detect::client(&self.settings.detect, normal, &done, record.at).is_none()
+            };
+            if is_late || is_over {
                 self.totals.late_findings += u64::from(!again);
             } else {
                 self.flag(subject, finding, gate, now);
@@ -412,15 +419,16 @@ impl Engine {
     /// Lets time pass. To be called at least once a second, or whenever a test wants time to pass.
     pub fn tick(&mut self, now: Timestamp) {
         self.now = now;
+        let newest = self.site.newest().max(self.learn_from);
+        if newest.is_some_and(|newest| newest > now.secs() + self.window_secs()) {
+            // The clock was set back by more than a window: what was counted would stay for ever.
+            self.site.clear();
+            self.legitimate.clear();
+            self.clients.clear();
+            self.learn_from = None;
+            self.clock = None;
+        }
         if !self.feed.behind {
-            let newest = self.site.newest().max(self.learn_from);
-            if newest.is_some_and(|newest| newest > now.secs() + self.window_secs()) {
-                // The clock was set back by more than a window: what was counted would stay for ever.
-                self.site.clear();
-                self.legitimate.clear();
-                self.clients.clear();
-                self.learn_from = None;
-            }
             self.pass(now.secs());
             if std::mem::take(&mut self.catching_up) {
                 self.tell_late();
@@ -786,6 +794,11 @@ impl Engine {
     /// comes; a site whose visitors come in bursts must.
     fn learn(&mut self, now: u64) {
         let window = self.window_secs();
+        if self.feed.behind && self.feed.several {
+            self.legitimate.advance(now, window, |_| {});
+            self.learn_from = None;
+            return;
+        }
         let mut next = self.learn_from.unwrap_or(now);
         let (baseline, long_pause) = (&mut self.baseline, &mut self.long_pause);
         // Half of what is known must not be silence.
@@ -807,6 +820,7 @@ impl Engine {
             let traffic = Second {
                 requests: bucket.requests,
                 errors: bucket.errors,
+                variance: bucket.variance,
             };
             baseline.learn(second, traffic);
             next = second + 1;

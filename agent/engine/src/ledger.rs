@@ -250,6 +250,19 @@ impl Ledger {
         Some((offences, self.set_offences(subject, offences)))
     }
 
+    /// Is what a client did at a time settled, with itself or as part of a prefix?
+    #[must_use]
+    pub fn is_settled(&self, client: Subject, at: Timestamp) -> bool {
+        let widest = if client.is_v6() { 16 } else { 8 };
+        !self.offences.is_empty()
+            && (widest..=client.net().prefix_len())
+                .filter_map(|length| client.widened(length))
+                .any(|subject| {
+                    let account = self.offences.get(&subject);
+                    account.is_some_and(|account| at <= account.last)
+                })
+    }
+
     /// What a subject has on its account.
     #[must_use]
     pub fn offences(&self, subject: Subject) -> Option<Offences> {

@@ -819,6 +819,7 @@ impl Bench {
 const BEHIND: Feed = Feed {
     again: false,
     behind: true,
+    several: false,
     one_in: 1,
 };
 const AGAIN: Feed = Feed {
@@ -871,16 +872,81 @@ fn what_was_written_while_the_agent_was_down_is_learnt_from_and_bans_nobody() {
 fn a_flood_that_is_read_late_is_found_by_the_time_of_its_lines() {
     let mut bench = Bench::new(settings());
     bench.everyday(700, 2);
-    // 30 s behind, 4 req/s: half of a window of the clock would hold none of it.
+    // 4 req/s are 220 requests in the 55 s of a window that are read, and 210 are allowed in 60 s.
     bench.feed(BEHIND);
     let start = bench.now.secs();
     for second in start..start + 60 {
-        bench.now = Timestamp::from_secs(second + 30);
+        bench.now = Timestamp::from_secs(second + 5);
         for _ in 0..4 {
             bench.read(&record(Timestamp::from_secs(second), "198.51.100.1", None));
         }
     }
     assert_eq!(bench.bans(), ["198.51.100.1"]);
+}
+
+#[test]
+fn what_is_older_than_the_window_does_not_help_to_ban() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 2);
+    bench.feed(BEHIND);
+    let old = secs_before(bench.now, 70);
+    bench.now = bench.now + Duration::from_secs(50);
+    (0..210).for_each(|_| bench.read(&record(old, "198.51.100.1", None)));
+    // One that is young enough, and as many again as are allowed.
+    let young = secs_before(bench.now, 59);
+    (0..200).for_each(|_| bench.read(&record(young, "198.51.100.1", None)));
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    bench.feed(Feed::default());
+    bench.pass(1);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+}
+
+#[test]
+fn logs_that_are_not_equally_far_behind_teach_nothing_false() {
+    let mut bench = Bench::new(settings());
+    bench.everyday(700, 100);
+    let before = bench.engine.saved_baseline();
+    bench.now = bench.now + Duration::from_secs(600);
+    bench.feed(Feed {
+        several: true,
+        ..BEHIND
+    });
+    // One log's lines of the whole time, and then the other's.
+    for ago in (0..600).rev() {
+        let at = secs_before(bench.now, ago);
+        bench.read(&record(at, "192.0.2.1", None));
+    }
+    for ago in (0..600).rev() {
+        let at = secs_before(bench.now, ago);
+        for n in 0..100 {
+            bench.read(&record(at, &format!("192.0.3.{n}"), None));
+        }
+    }
+    bench.feed(Feed::default());
+    bench.pass(61);
+    let after = bench.engine.snapshot().normal;
+    assert!((after.mean - 100.0).abs() < 1.0, "{after:?}, {before:?}");
+}
+
+#[test]
+fn a_sample_of_steady_traffic_is_learnt_as_steady() {
+    let mut bench = Bench::new(settings());
+    bench.feed(Feed {
+        one_in: 8,
+        ..Feed::default()
+    });
+    // 96 requests a second, of which 12 are read, give or take: a fixed pattern with the variance of a sample.
+    for second in 0..900_u64 {
+        let read = [7, 10, 12, 14, 17, 12][usize::try_from(second % 6).unwrap()];
+        for n in 0..read {
+            bench.request(&format!("10.2.{}.{n}", second % 200), 200);
+        }
+        bench.pass(1);
+    }
+    let normal = bench.engine.snapshot().normal;
+    assert!((normal.mean - 96.0).abs() < 2.0, "{normal:?}");
+    // Unmended it would be 26.
+    assert!(normal.stddev < 6.0, "{normal:?}");
 }
 
 #[test]

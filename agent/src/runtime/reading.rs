@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::atomic::Ordering, time::Duration};
 
+use portcullis_engine::Feed;
 use tracing::warn;
 
 use super::clock;
@@ -37,6 +38,8 @@ pub(super) struct Reading {
     shown: Option<Duration>,
     /// While people have been told that reading is behind: when it last was.
     behind: Option<Duration>,
+    /// How the newest lines of the files were come by.
+    feed: Feed,
 }
 
 impl Reading {
@@ -47,8 +50,11 @@ impl Reading {
         opened: Vec<Progress>,
     ) -> Self {
         let checkpoint = checkpoint.unwrap_or_default();
-        // What is not followed any more may be again.
-        let progress = checkpoint.logs.into_iter().chain(opened);
+        // One that is gone from a pattern has no place to go on at.
+        let is_there =
+            |progress: &Progress| progress.log.exists() || settings.logs.contains(&progress.log);
+        let known = checkpoint.logs.into_iter().filter(is_there);
+        let progress = known.chain(opened);
         Self {
             progress: progress
                 .map(|progress| (progress.log.clone(), progress))
@@ -62,6 +68,27 @@ impl Reading {
             unshown: 0,
             shown: None,
             behind: None,
+            feed: Feed {
+                behind: true,
+                ..Feed::default()
+            },
+        }
+    }
+
+    /// How the lines of a batch were come by. Those of syslog know nothing of the files that they come in beside.
+    pub fn feed(&mut self, batch: &Batch) -> Feed {
+        match batch.feed {
+            Some(feed) => {
+                self.feed = Feed {
+                    behind: feed.behind && !batch.caught_up,
+                    ..Feed::default()
+                };
+                feed
+            }
+            None => Feed {
+                several: true,
+                ..self.feed
+            },
         }
     }
 
@@ -77,12 +104,13 @@ impl Reading {
         lines: &mut impl Iterator<Item = (u64, &'a [u8])>,
         counters: &Counters,
     ) -> Vec<&'a [u8]> {
+        let one_in = batch.feed.map_or(1, |feed| feed.one_in);
         let mut taken = Vec::with_capacity(GROUP);
         for (_, line) in lines {
-            self.lines += u64::from(!batch.feed.again);
+            self.lines += u64::from(!batch.is_again());
             if line.len() > batch.max_line {
                 self.overlong(batch, line, counters);
-            } else if batch.feed.one_in <= 1 || self.random.u32(..batch.feed.one_in) == 0 {
+            } else if one_in <= 1 || self.random.u32(..one_in) == 0 {
                 taken.push(line);
                 if taken.len() == GROUP {
                     break;
@@ -93,7 +121,7 @@ impl Reading {
     }
 
     fn overlong(&mut self, batch: &Batch, line: &[u8], counters: &Counters) {
-        if !batch.feed.again {
+        if !batch.is_again() {
             counters.overlong.fetch_add(1, Ordering::Relaxed);
         }
         let problem = format!(
@@ -105,7 +133,7 @@ impl Reading {
 
     /// Shows a line that could not be read, now and then.
     pub fn malformed(&mut self, batch: &Batch, line: &[u8], problem: &str) {
-        if batch.feed.again {
+        if batch.is_again() {
             return;
         }
         let within = line.as_ptr().addr() - batch.piece.bytes.as_ptr().addr();
@@ -132,7 +160,7 @@ impl Reading {
 
     /// The lines of a batch are dealt with.
     pub fn done(&mut self, batch: Batch, counters: &Counters) {
-        if let Some(offset) = batch.piece.cut.filter(|_| !batch.feed.again) {
+        if let Some(offset) = batch.piece.cut.filter(|_| !batch.is_again()) {
             counters.overlong.fetch_add(1, Ordering::Relaxed);
             let problem = format!(
                 "longer than source.max_line_bytes = {} allows",
@@ -142,8 +170,8 @@ impl Reading {
         }
         if let Some(progress) = batch.progress {
             self.progress.insert(progress.log.clone(), progress);
-            self.is_new = true;
         }
+        self.is_new = true;
     }
 
     /// What is to be saved, if there is something new and the last was long enough ago.

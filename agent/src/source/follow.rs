@@ -223,13 +223,12 @@ fn matches(pattern: &Path) -> Vec<PathBuf> {
         .flatten()
         .filter(|path| path.is_file() && Packing::of(path).is_none())
         .collect();
-    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+    let names: BTreeSet<&Path> = all.iter().map(PathBuf::as_path).collect();
     let is_rotation = |path: &&PathBuf| {
-        let beside = all
-            .iter()
-            .filter(|other| other != path && other.parent() == path.parent());
-        let mut logs = beside.filter_map(|other| name(other));
-        name(path).is_some_and(|path| logs.any(|log| rotated::is_called_after(&path, &log)))
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| {
+            rotated::logs_of(name).any(|log| names.contains(path.with_file_name(log).as_path()))
+        })
     };
     all.iter()
         .filter(|path| !is_rotation(path))

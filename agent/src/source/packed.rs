@@ -10,6 +10,9 @@ use anyhow::{Context as _, Result};
 
 use super::{CHUNK, Piece};
 
+/// What unpacking may take; a file that asks for more is damaged, or somebody's trap. `xz -9` asks for 65 MiB.
+const MAX_MEMORY_KIB: u32 = 80 * 1024;
+
 /// How a file is compressed, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
@@ -42,7 +45,11 @@ impl Packing {
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
             Self::Zstd => Box::new(Zstd { file, frame: None }),
-            Self::Xz => Box::new(lzma_rust2::XzReader::new(file, true)),
+            Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
+                file,
+                true,
+                MAX_MEMORY_KIB,
+            )),
         })
     }
 }
@@ -66,6 +73,7 @@ impl Read for Zstd {
                     return Ok(0);
                 }
                 let mut frame = Box::new(FrameDecoder::new());
+                frame.set_max_window_size(u64::from(MAX_MEMORY_KIB) * 1024);
                 frame.init(&mut self.file).map_err(io::Error::other)?;
                 self.frame = Some(frame);
                 continue;

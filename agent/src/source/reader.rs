@@ -13,7 +13,7 @@ use std::{
 use nix::fcntl::OFlag;
 
 use super::{
-    Counters, Limits,
+    CHUNK, Counters, Limits,
     checkpoint::{FileId, Fingerprint, Position, before},
     packed::Packing,
 };
@@ -60,6 +60,8 @@ pub(super) struct Reader {
     /// Beginnings of lines, and when they were reached, oldest first.
     marks: VecDeque<(Duration, u64)>,
     modified: SystemTime,
+    /// There was nothing more at the last look; of a packed file that is its end.
+    is_over: bool,
 }
 
 impl std::fmt::Debug for Reader {
@@ -71,6 +73,7 @@ impl std::fmt::Debug for Reader {
 impl Reader {
     /// Opens a file at its beginning.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let link = path.symlink_metadata()?;
         let path = path.canonicalize()?;
         // A pipe would keep us waiting for its writer.
         let file = File::options()
@@ -80,6 +83,12 @@ impl Reader {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it is no regular file"));
+        }
+        // As the kernel has it with links in /tmp: nobody is to have us read what only we can.
+        if link.is_symlink() && link.uid() != 0 && link.uid() != metadata.uid() {
+            return Err(io::Error::other(
+                "the link belongs neither to root nor to the owner of what it leads to",
+            ));
         }
         let contents = match Packing::of(&path) {
             None => Contents::Plain(file),
@@ -96,6 +105,7 @@ impl Reader {
             resumed: None,
             marks: VecDeque::new(),
             modified: metadata.modified()?,
+            is_over: false,
         })
     }
 
@@ -208,7 +218,9 @@ impl Reader {
                     .map_or(self.offset, |metadata| metadata.len());
                 length.saturating_sub(self.offset)
             }
-            Contents::Packed(_) => 0,
+            // More than one read, until its end is seen.
+            Contents::Packed(_) if self.is_over => 0,
+            Contents::Packed(_) => 2 * CHUNK as u64,
         }
     }
 
@@ -253,6 +265,11 @@ impl Reader {
             modified: self.modified,
             done: None,
         }
+    }
+
+    /// Does it go on where a former run has left it?
+    pub const fn is_resumed(&self) -> bool {
+        self.resumed.is_some()
     }
 
     /// Has a former run read what comes next?
@@ -334,6 +351,7 @@ impl Reader {
         let read = bytes.len() - before;
         self.offset += read as u64;
         counters.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.is_over = read == 0;
         if read == 0 {
             self.partial = bytes;
             return result.map(|_| None);

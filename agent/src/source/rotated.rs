@@ -119,22 +119,32 @@ fn is_rotation(path: &Path, log: &Path, former: &Path) -> bool {
 
 /// See [`is_rotation`]; of file names.
 pub(super) fn is_called_after(rotated: &str, log: &str) -> bool {
-    let goes_on = |rest: &str| rest.starts_with(['.', '-', '_']);
-    if rotated.strip_prefix(log).is_some_and(goes_on) {
-        return true;
-    }
-    // logrotate's `extension`.
-    let Some((stem, extension)) = log.rsplit_once('.') else {
-        return false;
-    };
-    let unpacked = [".gz", ".zst", ".xz"]
+    logs_of(rotated).any(|name| name == log)
+}
+
+/// What a log may be called of which this is a rotation: a number or a date is put behind its name, or, by logrotate's
+/// `extension`, before its extension. `access-2.log` is no rotation of `access.log`, but another log.
+pub(super) fn logs_of(rotated: &str) -> impl Iterator<Item = String> {
+    let plain = [".gz", ".zst", ".xz"]
         .iter()
         .find_map(|packed| rotated.strip_suffix(packed))
         .unwrap_or(rotated);
-    unpacked
-        .strip_prefix(stem)
-        .and_then(|rest| rest.strip_suffix(extension)?.strip_suffix('.'))
-        .is_some_and(|date| goes_on(date) && date.bytes().any(|byte| byte.is_ascii_digit()))
+    let behind = before_number(plain).map(str::to_owned);
+    let inside = plain
+        .rsplit_once('.')
+        .and_then(|(stem, extension)| Some(format!("{}.{extension}", before_number(stem)?)));
+    behind.into_iter().chain(inside)
+}
+
+/// What stands before `.7`, `-20261122` or `-2026-11-22`.
+fn before_number(name: &str) -> Option<&str> {
+    let before = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+    let number = &name[before.len()..];
+    let digits = number.bytes().filter(u8::is_ascii_digit).count();
+    if let Some(before) = before.strip_suffix('.') {
+        return (digits == number.len() && digits > 0 || digits >= 8).then_some(before);
+    }
+    (number.starts_with('-') && digits >= 8).then_some(before)
 }
 
 /// The files in a log's folder, and in that of the file that it was, with when they were last written to.
@@ -178,6 +188,11 @@ mod tests {
             "access.json",
             "access.jsonl",
             "access-shop.json",
+            "access-2.json",
+            "access_8443.json",
+            "access.json.shop",
+            "access.json-2",
+            "access.json.extract-1",
             "error.json.1",
             "other-access.json.1",
             "access.log.1",

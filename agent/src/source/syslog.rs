@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -22,7 +23,6 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
 };
-use portcullis_engine::Feed;
 use tokio::sync::mpsc as queue;
 use tracing::{error, info, warn};
 
@@ -75,10 +75,13 @@ impl FromStr for Listen {
 
 /// Bytes that may wait in the kernel.
 const BUFFER: usize = 8 * 1024 * 1024;
-/// Longer messages are cut by Nginx itself.
-const MAX_MESSAGE: usize = 64 * 1024;
+/// Longer messages are cut by the kernel, and counted. Over UDP none is longer than 64 KiB: Nginx drops what would be.
+const MAX_MESSAGE: usize = 256 * 1024;
 /// Milliseconds between looks whether anybody still wants lines.
 const POLL_MS: u16 = 500;
+
+/// After an error.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A socket that messages come in by.
 #[derive(Debug)]
@@ -128,18 +131,25 @@ impl Receiver {
             match poll(&mut ready, PollTimeout::from(POLL_MS)) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
-                Err(error) => return error!("cannot wait for syslog on {}: {error}", self.name),
+                Err(error) => {
+                    self.pause("wait for", error);
+                    continue;
+                }
             }
             let mut bytes = Vec::new();
             while bytes.len() < CHUNK {
                 match self.receive(&mut buffer) {
-                    Ok(length) => {
+                    Ok(None) => {}
+                    Ok(Some(length)) => {
                         bytes.extend_from_slice(message(&buffer[..length]));
                         bytes.push(b'\n');
                     }
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR) => {}
-                    Err(error) => return error!("cannot receive syslog on {}: {error}", self.name),
+                    Err(error) => {
+                        self.pause("receive", error);
+                        break;
+                    }
                 }
             }
             let batch = Batch {
@@ -149,10 +159,7 @@ impl Receiver {
                     ..Piece::default()
                 },
                 max_line,
-                feed: Feed {
-                    behind: self.counters.is_behind.load(Ordering::Relaxed),
-                    ..Feed::default()
-                },
+                feed: None,
                 caught_up: false,
                 progress: None,
                 read: clock::boot(),
@@ -163,7 +170,16 @@ impl Receiver {
         }
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    /// Want of memory passes; a socket that nobody reads would make a client invisible.
+    fn pause(&self, what: &str, error: Errno) {
+        error!(
+            "cannot {what} syslog on {} ({error}): trying again",
+            self.name
+        );
+        std::thread::park_timeout(RETRY);
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
         let mut control = cmsg_space!(u32);
         let mut parts = [io::IoSliceMut::new(buffer)];
         let received = recvmsg::<()>(
@@ -181,7 +197,11 @@ impl Receiver {
             }
         }
         self.counters.syslog.fetch_add(1, Ordering::Relaxed);
-        Ok(received.bytes)
+        if received.flags.contains(MsgFlags::MSG_TRUNC) {
+            self.counters.overlong.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        }
+        Ok(Some(received.bytes))
     }
 }
 

@@ -22,6 +22,8 @@ use super::{
 const LINGER: Duration = Duration::from_secs(30);
 /// Rotated files that are read on at a time; the oldest is given up for a further one.
 const MAX_LINGERING: usize = 8;
+/// So many bytes are of one file alone.
+const TELLING: u64 = 64;
 /// Files that were given up and would be known again after a restart, should anything have come to them.
 const MAX_DONE: usize = 8;
 
@@ -88,11 +90,16 @@ impl Tail {
         // From when on files may have been missed.
         let mut since = progress.files.last();
         for position in progress.files.iter().rev() {
+            // Devices are numbered anew at a boot; what was read tells.
             if let Some(current) = &mut self.current
-                && current.id == position.file
+                && !current.is_resumed()
+                && position.done.is_none()
+                && (current.id == position.file || position.before.bytes() >= TELLING)
                 && current.is_at(position)
             {
                 current.go_to(position)?;
+                // It has never left its place: nothing was rotated away.
+                since = since.filter(|since| since.file != position.file || position.offset == 0);
             } else if position.done.is_some() {
                 // Packed, it is at its end, and not unpacked for that.
                 match rotated::find_plain(&self.path, position) {
@@ -506,7 +513,7 @@ mod tests {
         bench.restart();
         assert_eq!(bench.drain(), "");
         // Several of them, packed.
-        for (name, packing) in [("log-1", "gz"), ("log-2", "zst")] {
+        for (name, packing) in [("log.8", "gz"), ("log.9", "zst")] {
             bench.now += Duration::from_secs(1);
             bench.append("log", &format!("{name}\n"));
             fs::rename(bench.path("log"), bench.path(name)).unwrap();
@@ -514,7 +521,7 @@ mod tests {
         }
         bench.append("log", "end\n");
         bench.restart();
-        assert_eq!(bench.drain(), "log-1\nlog-2\nend\n");
+        assert_eq!(bench.drain(), "log.8\nlog.9\nend\n");
         bench.restart();
         assert_eq!(bench.drain(), "");
     }
@@ -796,7 +803,7 @@ mod tests {
 
         fn name(&mut self) -> String {
             self.names += 1;
-            format!("log-{:04}", self.names)
+            format!("log.{}", self.names)
         }
 
         fn reopen(&mut self) {
