@@ -139,13 +139,12 @@ impl Receiver {
             let mut bytes = Vec::new();
             while bytes.len() < CHUNK {
                 match self.receive(&mut buffer) {
-                    Ok(None) => {}
+                    Ok(None) | Err(Errno::EINTR) => {}
                     Ok(Some(length)) => {
                         bytes.extend_from_slice(message(&buffer[..length]));
                         bytes.push(b'\n');
                     }
                     Err(Errno::EAGAIN) => break,
-                    Err(Errno::EINTR) => {}
                     Err(error) => {
                         self.pause("receive", error);
                         break;
