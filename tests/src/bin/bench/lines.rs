@@ -13,6 +13,7 @@ use portcullis::{
 use portcullis_engine::{Engine, Saved, Timestamp, parse::Format};
 use portcullis_tests::lab::{clock, wait::eventually};
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::note::{Note, Wanted, median};
 
@@ -147,8 +148,11 @@ fn memory(folder: &Path, text: &[u8], times: usize) -> Result<u64> {
     std::fs::write(
         &config,
         format!(
-            "[source]\nlog = {log:?}\nstart = \"beginning\"\ncatch_up_secs = 3600\n[enforce]\nbackends = [\"dry-run\"]\n\
-             [state]\ndir = {state:?}\n[control]\nsocket = {socket:?}\n"
+            "[source]\nlog = {}\nstart = \"beginning\"\ncatch_up_secs = 3600\n[enforce]\nbackends = [\"dry-run\"]\n\
+             [state]\ndir = {}\n[control]\nsocket = {}\n",
+            json!(log),
+            json!(state),
+            json!(socket),
         ),
     )?;
     let binary = std::env::current_exe()?.with_file_name("portcullis");
