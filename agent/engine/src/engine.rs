@@ -191,6 +191,8 @@ pub struct Engine {
     /// Peers that were seen to bring others' addresses.
     proxies: BTreeSet<IpAddr>,
     newest_proxy: Option<IpAddr>,
+    /// People know that proxies are configured and the log has no peers.
+    blind_told: bool,
     /// Lines were read behind the time since people were last told what became of them.
     catching_up: bool,
     /// Late lines and findings by then.
@@ -231,6 +233,7 @@ impl Engine {
             clock: None,
             proxies: BTreeSet::new(),
             newest_proxy: None,
+            blind_told: false,
             catching_up: false,
             late_told: (0, 0),
             site: Window::default(),
@@ -384,7 +387,12 @@ impl Engine {
             None if self.settings.proxies.is_empty() => return Gate::Wire,
             proxy => proxy,
         };
-        self.totals.proxied += 1;
+        self.totals.proxied += u64::from(!self.feed.again);
+        if proxy.is_none() && !std::mem::replace(&mut self.blind_told, true) {
+            let words = "the log does not say whose connections they were (realip_remote_addr), so every client is taken for one \
+                         that came through a proxy, and nobody is banned at the wire";
+            self.command(Command::Record(Event::new(self.now, Action::Notice, words)));
+        }
         if let Some(proxy) = proxy
             && self.newest_proxy != Some(proxy)
         {

@@ -3,10 +3,10 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use portcullis_engine::{
     Subject, Timestamp,
     parse::{Format, Record},
@@ -93,38 +93,59 @@ pub(super) fn read(
     json: bool,
     out: &mut impl Write,
 ) -> Result<()> {
+    // One that cannot be read is no reason to leave out the others.
+    let mut problems = Vec::new();
     for path in paths {
-        let shown = path.display();
-        let mut summary = Summary::default();
-        for piece in Pieces::new(packed::open(path)?, max_line) {
-            let piece = piece
-                .with_context(|| format!("{shown} is damaged after {} lines", summary.readable))?;
-            for (offset, line) in piece.lines() {
-                match format.read(line) {
-                    _ if line.len() > max_line => summary.skip(offset, "too long", line),
-                    Ok(record) => {
-                        summary.add(&record);
-                        if json {
-                            print_record(&record, out)?;
-                        }
+        if let Err(problem) = read_one(path, format, max_line, json, out) {
+            // Nobody listens any more.
+            let io = problem.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe) {
+                return Err(problem);
+            }
+            problems.push(format!("{problem:#}"));
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
+}
+
+fn read_one(
+    path: &Path,
+    format: &Format,
+    max_line: usize,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<()> {
+    let shown = path.display();
+    let mut summary = Summary::default();
+    for piece in Pieces::new(packed::open(path)?, max_line) {
+        let piece = piece
+            .with_context(|| format!("{shown} is damaged after {} lines", summary.readable))?;
+        for (offset, line) in piece.lines() {
+            match format.read(line) {
+                _ if line.len() > max_line => summary.skip(offset, "too long", line),
+                Ok(record) => {
+                    summary.add(&record);
+                    if json {
+                        print_record(&record, out)?;
                     }
-                    Err(problem) => summary.skip(offset, &problem.to_string(), line),
                 }
-            }
-            if let Some(offset) = piece.cut {
-                summary.skip(offset, "too long", b"");
+                Err(problem) => summary.skip(offset, &problem.to_string(), line),
             }
         }
-        if !json {
-            summary.write(&shown.to_string(), out)?;
+        if let Some(offset) = piece.cut {
+            summary.skip(offset, "too long", b"");
         }
-        if summary.readable == 0 {
-            match summary.malformed.first() {
-                Some(malformed) => bail!(
-                    "no line of {shown} can be read, the first one {malformed}; is it in another format (--format)?"
-                ),
-                None => bail!("{shown} is empty"),
-            }
+    }
+    if !json {
+        summary.write(&shown.to_string(), out)?;
+    }
+    if summary.readable == 0 {
+        match summary.malformed.first() {
+            Some(malformed) => bail!(
+                "no line of {shown} can be read, the first one {malformed}; is it in another format (--format)?"
+            ),
+            None => bail!("{shown} is empty"),
         }
     }
     Ok(())

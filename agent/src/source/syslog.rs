@@ -1,7 +1,7 @@
 //! Nginx's `access_log syslog:…`: a datagram a line, over UDP or a Unix socket.
 //!
 //! Whoever can write to the socket can have anybody banned, so UDP is taken on loopback only, and a Unix socket from root and
-//! one group. What the kernel's buffer cannot hold is lost, as it is with syslog, and counted.
+//! one group. What the kernel's buffer cannot hold is lost, as it is with syslog; by UDP it is counted.
 
 use std::{
     fmt, fs, io,
