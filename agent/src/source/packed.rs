@@ -193,6 +193,12 @@ mod tests {
 
     use super::*;
 
+    const ALL: [(&str, Packing); 3] = [
+        ("log.gz", Packing::Gzip),
+        ("log.zst", Packing::Zstd),
+        ("log.xz", Packing::Xz),
+    ];
+
     fn packed(packing: Packing, text: &[u8]) -> Vec<u8> {
         match packing {
             Packing::Gzip => {
@@ -231,12 +237,7 @@ mod tests {
     #[test]
     fn packed_logs_are_read_even_if_they_were_packed_piece_by_piece() {
         let folder = tempfile::tempdir().unwrap();
-        let all = [
-            ("log.gz", Packing::Gzip),
-            ("log.zst", Packing::Zstd),
-            ("log.xz", Packing::Xz),
-        ];
-        for (name, packing) in all {
+        for (name, packing) in ALL {
             let path = folder.path().join(name);
             assert_eq!(Packing::of(&path), Some(packing));
             let both = [packed(packing, b"one\n"), packed(packing, b"two\n")].concat();
@@ -248,12 +249,7 @@ mod tests {
     #[test]
     fn of_a_damaged_file_what_is_whole_is_read_and_the_damage_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        let all = [
-            ("log.gz", Packing::Gzip),
-            ("log.zst", Packing::Zstd),
-            ("log.xz", Packing::Xz),
-        ];
-        for (name, packing) in all {
+        for (name, packing) in ALL {
             let path = folder.path().join(name);
             let mut bytes = packed(packing, b"one\ntwo\n");
             bytes.extend(packed(packing, &b"three\n".repeat(1000)));
