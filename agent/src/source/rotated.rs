@@ -14,6 +14,16 @@ use super::{
 
 /// A rotated log that is compressed has to be unpacked up to where the reading stood: so many of them are tried.
 const MAX_UNPACKED: usize = 4;
+/// A folder is looked at anew so often while it changes under the look.
+const MAX_LOOKS: usize = 50;
+
+/// A file of the folder: what it is called now, and when it was last written to.
+#[derive(Debug)]
+struct Entry {
+    path: PathBuf,
+    id: FileId,
+    modified: SystemTime,
+}
 
 /// The file that a position was said of, where that stands, under the name that it has after a rotation.
 pub(super) fn find_plain(log: &Path, position: &Position) -> Option<Reader> {
@@ -23,12 +33,13 @@ pub(super) fn find_plain(log: &Path, position: &Position) -> Option<Reader> {
     };
     // Most often it is where it was: a link has been switched to another.
     same(&position.path).or_else(|| {
-        let beside = beside(log, &position.path);
-        let mut plain = beside
-            .iter()
-            .filter(|(path, ..)| Packing::of(path).is_none());
-        let (path, ..) = plain.find(|(_, id, _)| *id == position.file)?;
-        same(path)
+        let among = |beside: &[Entry]| {
+            let mut plain = beside
+                .iter()
+                .filter(|entry| Packing::of(&entry.path).is_none());
+            same(&plain.find(|entry| entry.id == position.file)?.path)
+        };
+        steadily(log, &position.path, among, Option::is_some)
     })
 }
 
@@ -41,26 +52,21 @@ pub(super) fn find(log: &Path, position: &Position) -> Option<Reader> {
     if position.offset == 0 {
         return None;
     }
-    let (packed, plain): (Vec<_>, Vec<_>) = beside(log, &position.path)
-        .into_iter()
-        .partition(|(path, ..)| Packing::of(path).is_some());
-    let is_log = |path: &PathBuf| path.canonicalize().ok() == log.canonicalize().ok();
-    let copies = plain.iter().map(|(path, ..)| path);
-    let copy = copies
-        .filter(|path| is_rotation(path, log, &position.path) && !is_log(path))
-        .find_map(|path| Reader::resume(path, position).ok().flatten());
-    copy.or_else(|| {
-        // Packing keeps the time of the last line, or has a later one.
-        let mut packed: Vec<_> = packed
-            .into_iter()
-            .filter(|(path, _, modified)| {
-                is_rotation(path, log, &position.path) && *modified >= position.modified
-            })
-            .collect();
-        packed.sort_by_key(|(.., modified)| *modified);
-        let mut tried = packed.iter().take(MAX_UNPACKED);
-        tried.find_map(|(path, ..)| Reader::resume(path, position).ok().flatten())
-    })
+    let is_log = |path: &Path| path.canonicalize().ok() == log.canonicalize().ok();
+    let resume = |entry: &Entry| Reader::resume(&entry.path, position).ok().flatten();
+    let among = |beside: &[Entry]| {
+        let (mut packed, plain): (Vec<_>, Vec<_>) = beside
+            .iter()
+            .filter(|entry| is_rotation(&entry.path, log, &position.path) && !is_log(&entry.path))
+            .partition(|entry| Packing::of(&entry.path).is_some());
+        plain.into_iter().find_map(resume).or_else(|| {
+            // Packing keeps the time of the last line, or has a later one.
+            packed.retain(|entry| entry.modified >= position.modified);
+            packed.sort_by_key(|entry| entry.modified);
+            packed.into_iter().take(MAX_UNPACKED).find_map(resume)
+        })
+    };
+    steadily(log, &position.path, among, Option::is_some)
 }
 
 /// What was written and rotated away entirely since a file was last read: oldest first, without those that are known, and
@@ -71,30 +77,12 @@ pub(super) fn since(
     known: &[&Reader],
     done: &[&Position],
 ) -> Vec<Reader> {
-    let current = log.canonicalize().ok();
-    let beside = beside(log, &last.path);
-    let mut newer: Vec<_> = beside
-        .iter()
-        .filter(|(path, id, modified)| {
-            // One that is being packed is still there itself.
-            let is_half_packed = Packing::of(path).is_some()
-                && beside
-                    .iter()
-                    .any(|(other, ..)| *other == path.with_extension(""));
-            *modified >= last.modified
-                && is_rotation(path, log, &last.path)
-                && path.canonicalize().ok() != current
-                && !is_half_packed
-                && !known.iter().any(|reader| reader.id == *id)
-        })
-        .collect();
-    newer.sort_by_key(|(_, _, modified)| *modified);
     let heads: Vec<Vec<u8>> = known
         .iter()
         .filter_map(|reader| reader.head().ok())
         .collect();
-    let open = |(path, ..): &&(PathBuf, _, _)| {
-        let reader = Reader::open(path).ok()?;
+    let open = |entry: &Entry| {
+        let reader = Reader::open(&entry.path).ok()?;
         let head = reader.head().ok()?;
         let is_known = heads.contains(&head)
             || done
@@ -102,7 +90,58 @@ pub(super) fn since(
                 .any(|position| position.done.is_some_and(|done| done.begins(&head)));
         (!head.is_empty() && !is_known).then_some(reader)
     };
-    newer.iter().filter_map(open).collect()
+    let among = |beside: &[Entry]| {
+        let current = log.canonicalize().ok();
+        let mut newer: Vec<_> = beside
+            .iter()
+            .filter(|entry| {
+                let path = &entry.path;
+                // One that is being packed is still there itself.
+                let is_half_packed = Packing::of(path).is_some()
+                    && beside
+                        .iter()
+                        .any(|other| other.path == path.with_extension(""));
+                entry.modified >= last.modified
+                    && is_rotation(path, log, &last.path)
+                    && path.canonicalize().ok() != current
+                    && !is_half_packed
+                    && !known.iter().any(|reader| reader.id == entry.id)
+            })
+            .collect();
+        newer.sort_by_key(|entry| entry.modified);
+        newer.into_iter().filter_map(open).collect()
+    };
+    steadily(log, &last.path, among, |_| false)
+}
+
+/// Looks for something among the files beside a log. A rotation renames one after the other: who lists the folder meanwhile
+/// can miss a file under its old name and under its new one, and open another under the name that it was listed with. So
+/// what was found counts when the folder is the same after the look, or when it `is_certain` by itself. A folder that
+/// is never at rest has the last look's answer.
+fn steadily<T>(
+    log: &Path,
+    former: &Path,
+    look: impl Fn(&[Entry]) -> T,
+    is_certain: impl Fn(&T) -> bool,
+) -> T {
+    let mut seen = beside(log, former);
+    for _ in 1..MAX_LOOKS {
+        let found = look(&seen);
+        if is_certain(&found) {
+            return found;
+        }
+        let now = beside(log, former);
+        let is_same = seen.len() == now.len()
+            && seen
+                .iter()
+                .zip(&now)
+                .all(|(seen, now)| seen.path == now.path && seen.id == now.id);
+        if is_same {
+            return found;
+        }
+        seen = now;
+    }
+    look(&seen)
 }
 
 /// Is a file called like a log that was rotated away: `access.log.1`, `access.log-20261122.gz`, `access-20261122.log`?
@@ -147,8 +186,8 @@ fn before_number(name: &str) -> Option<&str> {
     (number.starts_with('-') && digits >= 8).then_some(before)
 }
 
-/// The files in a log's folder, and in that of the file that it was, with when they were last written to.
-fn beside(log: &Path, former: &Path) -> Vec<(PathBuf, FileId, SystemTime)> {
+/// The files in a log's folder, and in that of the file that it was, by their names.
+fn beside(log: &Path, former: &Path) -> Vec<Entry> {
     let mut folders: Vec<&Path> = [log, former].into_iter().filter_map(Path::parent).collect();
     folders.dedup();
     let entries = folders
@@ -161,13 +200,25 @@ fn beside(log: &Path, former: &Path) -> Vec<(PathBuf, FileId, SystemTime)> {
         let metadata = fs::symlink_metadata(&path)
             .ok()
             .filter(fs::Metadata::is_file)?;
-        Some((path, FileId::of(&metadata), metadata.modified().ok()?))
+        Some(Entry {
+            id: FileId::of(&metadata),
+            modified: metadata.modified().ok()?,
+            path,
+        })
     };
-    entries.filter_map(file).collect()
+    let mut files: Vec<Entry> = entries.filter_map(file).collect();
+    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    files
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::BTreeSet,
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
+
     use super::*;
 
     #[test]
@@ -199,5 +250,46 @@ mod tests {
         ] {
             assert!(!is_called_after(other, log), "{other}");
         }
+    }
+
+    #[test]
+    fn what_is_renamed_under_the_look_is_found_once_all_the_same() {
+        const FILES: usize = 60;
+        let folder = tempfile::tempdir().unwrap();
+        let name = |number: usize| folder.path().join(format!("log.{number}"));
+        let log = folder.path().join("log");
+        fs::write(&log, "now\n").unwrap();
+        let current = Reader::open(&log).unwrap();
+        let last = Position {
+            modified: SystemTime::UNIX_EPOCH,
+            ..current.position()
+        };
+        for number in 1..=FILES {
+            fs::write(name(number), format!("{number}\n")).unwrap();
+        }
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // As logrotate does: the last one first, each to the next number. Between two rotations a look fits in.
+            scope.spawn(|| {
+                for first in 1.. {
+                    for number in (first..first + FILES).rev() {
+                        fs::rename(name(number), name(number + 1)).unwrap();
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            let looks: Vec<(usize, usize)> = (0..100)
+                .map(|_| {
+                    let found = since(&log, &last, &[&current], &[]);
+                    let heads: BTreeSet<_> = found.iter().map(|file| file.head().ok()).collect();
+                    (found.len(), heads.len())
+                })
+                .collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(looks, vec![(FILES, FILES); 100]);
+        });
     }
 }
