@@ -38,8 +38,48 @@ pub struct Piece {
 
 enum Contents {
     Plain(File),
-    /// What it unpacks to, which has no end that could be asked for, and no way back.
-    Packed(Box<dyn Read + Send>),
+    Packed(Packed),
+}
+
+/// A file whose text has no end that could be asked for, and no way back but to its beginning. Its name may be another's by
+/// now: whatever is asked of it, the open file is.
+struct Packed {
+    file: File,
+    packing: Packing,
+    text: Box<dyn Read + Send>,
+    /// What it begins with.
+    head: Vec<u8>,
+}
+
+impl Packed {
+    fn open(file: File, packing: Packing) -> io::Result<Self> {
+        let mut packed = Self {
+            text: packing.unpack(file.try_clone()?)?,
+            file,
+            packing,
+            head: Vec::new(),
+        };
+        packed.head = packed.next(Fingerprint::BYTES as u64)?;
+        packed.rewind()?;
+        Ok(packed)
+    }
+
+    fn rewind(&mut self) -> io::Result<()> {
+        self.file.rewind()?;
+        self.text = self.packing.unpack(self.file.try_clone()?)?;
+        Ok(())
+    }
+
+    /// Says how many bytes there were to skip.
+    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
+        io::copy(&mut (&mut self.text).take(bytes), &mut io::sink())
+    }
+
+    fn next(&mut self, bytes: u64) -> io::Result<Vec<u8>> {
+        let mut next = Vec::new();
+        (&mut self.text).take(bytes).read_to_end(&mut next)?;
+        Ok(next)
+    }
 }
 
 /// One open file.
@@ -92,7 +132,7 @@ impl Reader {
         }
         let contents = match Packing::of(&path) {
             None => Contents::Plain(file),
-            Some(packing) => Contents::Packed(packing.unpack(file)?),
+            Some(packing) => Contents::Packed(Packed::open(file, packing)?),
         };
         Ok(Self {
             contents,
@@ -113,16 +153,15 @@ impl Reader {
     /// file, or one that has been truncated.
     pub fn resume(path: &Path, position: &Position) -> io::Result<Option<Self>> {
         let mut reader = Self::open(path)?;
-        if let Contents::Packed(text) = &mut reader.contents {
+        if let Contents::Packed(packed) = &mut reader.contents {
             let told = position.before.bytes().min(position.offset);
             let stands = position.offset - told;
-            let skipped = io::copy(&mut text.take(stands), &mut io::sink())?;
-            let mut there = Vec::new();
-            text.take(told).read_to_end(&mut there)?;
-            if skipped < stands || Fingerprint::of(&there) != position.before {
+            if packed.skip(stands)? < stands
+                || Fingerprint::of(&packed.next(told)?) != position.before
+            {
                 return Ok(None);
             }
-            reader = Self::open(path)?;
+            packed.rewind()?;
         } else if !reader.is_at(position) {
             return Ok(None);
         }
@@ -133,6 +172,11 @@ impl Reader {
     /// Where it was when it was opened, with symbolic links followed.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// When it was last written to, at the last look.
+    pub const fn modified(&self) -> SystemTime {
+        self.modified
     }
 
     pub const fn is_packed(&self) -> bool {
@@ -154,11 +198,10 @@ impl Reader {
             Contents::Plain(file) => {
                 self.recent = before(file, rewind, Fingerprint::BYTES)?;
             }
-            Contents::Packed(text) => {
+            Contents::Packed(packed) => {
                 let skip = rewind.saturating_sub(Fingerprint::BYTES as u64);
-                io::copy(&mut text.take(skip), &mut io::sink())?;
-                self.recent.clear();
-                text.take(rewind - skip).read_to_end(&mut self.recent)?;
+                packed.skip(skip)?;
+                self.recent = packed.next(rewind - skip)?;
             }
         }
         self.offset = rewind;
@@ -192,21 +235,13 @@ impl Reader {
 
     /// What it begins with.
     pub fn head(&self) -> io::Result<Vec<u8>> {
-        let mut head = Vec::new();
-        let most = Fingerprint::BYTES as u64;
         match &self.contents {
             Contents::Plain(file) => {
-                let length = file.metadata()?.len().min(most);
-                return before(file, length, Fingerprint::BYTES);
+                let length = file.metadata()?.len().min(Fingerprint::BYTES as u64);
+                before(file, length, Fingerprint::BYTES)
             }
-            Contents::Packed(_) => {
-                let again = Self::open(&self.path)?;
-                if let Contents::Packed(text) = again.contents {
-                    text.take(most).read_to_end(&mut head)?;
-                }
-            }
+            Contents::Packed(packed) => Ok(packed.head.clone()),
         }
-        Ok(head)
     }
 
     /// Bytes that are there and not read. Of a packed file nobody knows.
@@ -346,7 +381,7 @@ impl Reader {
                 }
                 file.take(limit).read_to_end(&mut bytes)
             }
-            Contents::Packed(text) => text.take(limit).read_to_end(&mut bytes),
+            Contents::Packed(packed) => (&mut packed.text).take(limit).read_to_end(&mut bytes),
         };
         let read = bytes.len() - before;
         self.offset += read as u64;

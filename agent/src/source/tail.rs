@@ -144,6 +144,10 @@ impl Tail {
         }
         self.lingering
             .extend(missed.into_iter().map(|reader| (reader, None)));
+        // A copy may be older than the file that was found first.
+        self.lingering
+            .make_contiguous()
+            .sort_by_key(|(reader, _)| reader.modified());
     }
 
     /// Reads up to `limit` bytes and returns the lines that are whole. `None`: there is nothing now; a piece without lines:
@@ -768,9 +772,9 @@ mod tests {
         half: bool,
         /// The writer's file has another name by now.
         renamed: bool,
-        /// Names of files that were rotated away, oldest first.
-        rotated: VecDeque<String>,
-        names: u32,
+        /// What stands behind `log.1`, `log.2` and so on, the names of files that were rotated away.
+        rotated: VecDeque<&'static str>,
+        links: u32,
         lines: u32,
         written: Vec<String>,
         read: Vec<String>,
@@ -788,7 +792,7 @@ mod tests {
                 half: false,
                 renamed: false,
                 rotated: VecDeque::new(),
-                names: 0,
+                links: 0,
                 lines: 0,
                 written: Vec::new(),
                 read: Vec::new(),
@@ -801,9 +805,14 @@ mod tests {
             world
         }
 
-        fn name(&mut self) -> String {
-            self.names += 1;
-            format!("log.{}", self.names)
+        /// As logrotate does: every file that was rotated away gets the next number; the first is the one to come.
+        fn make_room(&mut self) -> String {
+            let path = |number, ending| self.bench.path(&format!("log.{number}{ending}"));
+            for (index, ending) in self.rotated.iter().enumerate().rev() {
+                fs::rename(path(index + 1, ending), path(index + 2, ending)).unwrap();
+            }
+            self.rotated.push_front("");
+            "log.1".to_owned()
         }
 
         fn reopen(&mut self) {
@@ -873,21 +882,19 @@ mod tests {
                     self.put("line ");
                 }
                 Step::Rename if !self.renamed => {
-                    let name = self.name();
+                    let name = self.make_room();
                     fs::rename(self.bench.path("log"), self.bench.path(&name)).unwrap();
-                    self.rotated.push_back(name);
                     self.renamed = true;
                 }
                 Step::Reopen if self.renamed => self.reopen(),
                 // Half a line would be in the copy, and its end in the log.
                 Step::CopyAndTruncate if !self.renamed && !self.half => {
-                    let name = self.name();
+                    let name = self.make_room();
                     // A file of which nothing was read looks as if nothing had happened to it.
                     self.write();
                     self.read_all();
                     self.write();
                     self.bench.copy_and_truncate(&name);
-                    self.rotated.push_back(name);
                 }
                 // What is deleted is known to nobody but who has it open.
                 Step::Delete if !self.renamed => {
@@ -900,7 +907,8 @@ mod tests {
                     self.reopen();
                 }
                 Step::SwitchLink if !self.renamed => {
-                    let name = self.name();
+                    self.links += 1;
+                    let name = format!("log.{}", 1000 + self.links);
                     self.finish();
                     // Of several switches between two looks only the last can be seen.
                     self.read_all();
@@ -912,20 +920,21 @@ mod tests {
                         .unwrap()
                         .is_file()
                     {
-                        let former = self.name();
+                        let former = self.make_room();
                         fs::rename(self.bench.path("log"), self.bench.path(&former)).unwrap();
                     }
                     fs::rename(self.bench.path("link"), self.bench.path("log")).unwrap();
                     self.reopen();
                 }
                 Step::Pack => {
-                    let writes_to = self.rotated.len() - usize::from(self.renamed);
-                    if writes_to > 0
-                        && let Some(name) = self.rotated.pop_front()
-                        && fs::symlink_metadata(self.bench.path(&name))
-                            .is_ok_and(|kind| kind.is_file())
-                    {
-                        self.bench.pack(&name, "gz");
+                    let is_plain = |index: &usize| {
+                        let path = self.bench.path(&format!("log.{}", index + 1));
+                        fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
+                    };
+                    let quiet = usize::from(self.renamed)..self.rotated.len();
+                    if let Some(oldest) = quiet.rev().find(is_plain) {
+                        self.bench.pack(&format!("log.{}", oldest + 1), "gz");
+                        self.rotated[oldest] = ".gz";
                     }
                 }
                 Step::Read => self.read_all(),
@@ -962,6 +971,28 @@ mod tests {
                 lines
             };
             assert_eq!(sorted(&self.read), sorted(&self.written));
+        }
+    }
+
+    #[test]
+    fn a_packed_log_is_itself_under_whatever_name() {
+        let rotate = |world: &mut World, packed: u8| {
+            for _ in 0..3 {
+                [Step::Rename, Step::Reopen, Step::Write(2)]
+                    .iter()
+                    .for_each(|step| world.take(step));
+            }
+            (0..packed).for_each(|_| world.take(&Step::Pack));
+        };
+        for pieces in 0..30 {
+            let mut world = World::new();
+            world.take(&Step::Write(2));
+            world.read_all();
+            rotate(&mut world, 2);
+            // In the middle of what was rotated away unseen, all names change.
+            world.take(&Step::ReadSome(pieces));
+            rotate(&mut world, 3);
+            world.check();
         }
     }
 
