@@ -978,9 +978,9 @@ mod tests {
     fn a_packed_log_is_itself_under_whatever_name() {
         let rotate = |world: &mut World, packed: u8| {
             for _ in 0..3 {
-                [Step::Rename, Step::Reopen, Step::Write(2)]
-                    .iter()
-                    .for_each(|step| world.take(step));
+                for step in [Step::Rename, Step::Reopen, Step::Write(2)] {
+                    world.take(&step);
+                }
             }
             (0..packed).for_each(|_| world.take(&Step::Pack));
         };
