@@ -131,7 +131,8 @@ impl Tail {
     }
 
     /// Between two looks a log can be rotated more than once: what was written and rotated away unseen is read, too.
-    fn look_for_missed(&mut self, last: &Position) {
+    /// Says how many files that were.
+    fn look_for_missed(&mut self, last: &Position) -> u64 {
         let lingering = self.lingering.iter().map(|(reader, _)| reader);
         let known: Vec<&Reader> = lingering.chain(&self.current).collect();
         let done: Vec<&Position> = self.done.iter().collect();
@@ -142,12 +143,14 @@ impl Tail {
                 reader.path().display()
             );
         }
+        let found = missed.len() as u64;
         self.lingering
             .extend(missed.into_iter().map(|reader| (reader, None)));
         // A copy may be older than the file that was found first.
         self.lingering
             .make_contiguous()
             .sort_by_key(|(reader, _)| reader.modified());
+        found
     }
 
     /// Reads up to `limit` bytes and returns the lines that are whole. `None`: there is nothing now; a piece without lines:
@@ -319,7 +322,8 @@ impl Tail {
                     self.linger(old, now);
                 }
                 if let Some(last) = self.last.take() {
-                    self.look_for_missed(&last);
+                    let missed = self.look_for_missed(&last);
+                    self.counters.rotations.fetch_add(missed, Ordering::Relaxed);
                 }
                 Ok(true)
             }
