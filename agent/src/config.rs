@@ -551,6 +551,8 @@ fn declare(r: &mut Reader) -> Config {
         source: source::Settings {
             logs,
             start,
+            format: format.clone(),
+            ahead_secs: u64::from(window_secs / 10),
             limits: Limits {
                 max_line,
                 rewind: Duration::from_secs(rewind.into()),

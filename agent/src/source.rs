@@ -26,16 +26,16 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use linemux::MuxedEvents;
-use portcullis_engine::Feed;
+use portcullis_engine::{Feed, parse::Format};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as queue;
 use tracing::warn;
 
-pub use self::reader::Piece;
+pub use self::reader::{Piece, Ripe};
 use self::{
     checkpoint::{Checkpoint, Progress},
     follow::Follow,
-    pace::Pace,
+    pace::{CatchUp, Pace},
 };
 use crate::runtime::clock;
 
@@ -64,6 +64,11 @@ pub struct Settings {
     pub logs: Vec<PathBuf>,
     /// Where to begin without a checkpoint.
     pub start: Start,
+    /// How the lines are written: of several logs the one that is furthest behind comes first.
+    pub format: Format,
+    /// No log is handed on further than so much ahead of another that has lines to give. Much shorter than a window, where what
+    /// comes so late is still counted.
+    pub ahead_secs: u64,
     /// Bounds.
     pub limits: Limits,
     /// What is there is to be read in so long, if need be by a sample.
@@ -280,7 +285,7 @@ pub async fn start(
     let progress = follow.progress();
     tokio::spawn(watch(events, comers, wake));
     let reading = Reading {
-        several: follow.paths().count() > 1 || !settings.syslog.is_empty(),
+        mixed: !settings.syslog.is_empty(),
         follow,
         max_line: settings.limits.max_line,
         pace: Pace::new(settings.catch_up),
@@ -301,8 +306,8 @@ pub async fn start(
 /// The thread that reads the files.
 struct Reading {
     follow: Follow,
-    /// There are several sources, which need not be equally far behind.
-    several: bool,
+    /// Lines come by syslog, too.
+    mixed: bool,
     max_line: usize,
     pace: Pace,
     woken: mpsc::Receiver<()>,
@@ -313,19 +318,21 @@ struct Reading {
 
 impl Reading {
     fn run(mut self) {
-        let mut behind = true;
+        let mut catch_up = CatchUp::default();
         while !self.to.is_closed() {
             let found = self.follow.read(CHUNK, clock::boot());
             let (now, backlog) = (clock::boot(), self.follow.backlog());
             self.counters.look(backlog, now);
-            let caught_up = backlog <= CHUNK as u64;
-            let bytes = found.as_ref().map_or(0, |found| found.piece.bytes.len());
-            self.pace.passed(now, bytes as u64, backlog, CHUNK as u64);
+            let bytes = found.as_ref().map_or(0, |found| found.piece.bytes.len()) as u64;
+            self.pace.passed(now, bytes, backlog, CHUNK as u64);
+            let behind = catch_up.is_behind();
+            let left = if found.is_some() { backlog } else { 0 };
+            catch_up.passed(bytes, left, CHUNK as u64);
             let one_in = self.pace.one_in();
             self.counters.one_in.store(one_in, Ordering::Relaxed);
             let is_idle = found.is_none();
             // That the end is reached is said even where there was nothing to read on the way.
-            if !is_idle || (behind && caught_up) {
+            if !is_idle || behind {
                 let (piece, progress) = found.map_or_else(Default::default, |found| {
                     (found.piece, Some(found.progress))
                 });
@@ -337,19 +344,18 @@ impl Reading {
                     feed: Some(Feed {
                         again: piece.again,
                         behind,
-                        several: self.several,
+                        mixed: self.mixed,
                         one_in,
                     }),
                     piece,
                     max_line: self.max_line,
-                    caught_up,
+                    caught_up: !catch_up.is_behind(),
                     progress,
                     read: now,
                 };
                 if self.to.blocking_send(batch).is_err() {
                     return;
                 }
-                behind = !caught_up;
             }
             for path in self.follow.look(now) {
                 // Full: the poll will have to do.
@@ -357,7 +363,6 @@ impl Reading {
             }
             let logs = self.follow.paths().count() as u64;
             self.counters.logs.store(logs, Ordering::Relaxed);
-            self.several |= logs > 1;
             // Without file events the poll has to do.
             if is_idle && self.woken.recv_timeout(POLL) == Err(RecvTimeoutError::Disconnected) {
                 std::thread::park_timeout(POLL);

@@ -419,3 +419,35 @@ fn a_backlog_does_not_delay_the_detection_of_what_happens_now() -> Result<()> {
     assert_eq!(agent.bans()?.len(), 1);
     Ok(())
 }
+
+#[test]
+fn logs_that_are_behind_are_learnt_as_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let old = clock::epoch_millis() / 1000 - 1200;
+    // Twenty requests a second in one log, and in the other ten every tenth second.
+    let line = |second: u64, client: u64| {
+        format!(
+            "{{\"timestamp\":\"{}\",\"source_ip\":\"10.7.{}.{client}\",\"status\":\"200\"}}\n",
+            old + second,
+            second % 200,
+        )
+    };
+    let busy = (0..1200).flat_map(|second| (0..20).map(move |client| line(second, client)));
+    let sparse = (0..120).flat_map(|tenth| (0..10).map(move |client| line(10 * tenth, client)));
+    fs::write(lab.dir().join("a.json"), busy.collect::<String>())?;
+    fs::write(lab.dir().join("b.json"), sparse.collect::<String>())?;
+    let mut config = Config::new(&lab.dir().join("*.json"));
+    config.start = "beginning";
+    // Every line is to be read, not a sample.
+    config.source = "catch_up_secs = 60".to_owned();
+    config.warm_up_secs = 600;
+    config.warm_up_ceiling_rps = 1e6;
+    let agent = Agent::start(&lab, &config)?;
+    has_dealt_with(&agent, 25_200)?;
+    agent.eventually("a mean of both", SOON, || {
+        let mean = agent.status()?["engine"]["normal"]["mean"].as_f64();
+        Ok(mean.filter(|mean| (20.8..21.2).contains(mean)))
+    })?;
+    assert_eq!(agent.figure("/engine/totals/lines")?, 25_200);
+    Ok(())
+}

@@ -64,9 +64,9 @@ pub struct Feed {
     pub again: bool,
     /// There is more to read than what was written just now. Windows then move with the lines, not with the clock.
     pub behind: bool,
-    /// There are several sources, which need not be equally far behind: what is read then teaches nothing, since one could be a
-    /// minute ahead of the other.
-    pub several: bool,
+    /// Lines of the present come in between. What is read while `behind` then teaches nothing, since those would be counted
+    /// long before what came before them.
+    pub mixed: bool,
     /// Of so many lines one was read, at random; 1: all.
     pub one_in: u32,
 }
@@ -76,7 +76,7 @@ impl Default for Feed {
         Self {
             again: false,
             behind: false,
-            several: false,
+            mixed: false,
             one_in: 1,
         }
     }
@@ -802,7 +802,7 @@ impl Engine {
     /// comes; a site whose visitors come in bursts must.
     fn learn(&mut self, now: u64) {
         let window = self.window_secs();
-        if self.feed.behind && self.feed.several {
+        if self.feed.behind && self.feed.mixed {
             self.legitimate.advance(now, window, |_| {});
             self.learn_from = None;
             return;

@@ -86,7 +86,7 @@ impl Reading {
                 feed
             }
             None => Feed {
-                several: true,
+                mixed: true,
                 ..self.feed
             },
         }

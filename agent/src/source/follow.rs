@@ -1,4 +1,4 @@
-//! Follows several logs, by name or by pattern, each getting its turn.
+//! Follows several logs, by name or by pattern, and hands their lines on in the order of their times.
 
 use std::{
     collections::BTreeSet,
@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
+use portcullis_engine::parse::Format;
 use tracing::{error, info, warn};
 
 use super::{
@@ -29,13 +30,22 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Follow {
     settings: Settings,
-    /// Each with whether its last look failed.
-    tails: Vec<(Tail, bool)>,
+    followed: Vec<Followed>,
     /// Whose turn it is.
     next: usize,
     looked: Duration,
     too_many: bool,
     counters: Arc<Counters>,
+}
+
+#[derive(Debug)]
+struct Followed {
+    tail: Tail,
+    /// Its last look failed.
+    is_failing: bool,
+    /// The time of its next line is not earlier than this, in epoch seconds; 0 until a line with a time was read, so what cannot
+    /// be read comes first.
+    front: u64,
 }
 
 /// What came from one of the logs.
@@ -61,7 +71,7 @@ impl Follow {
     ) -> Result<Self> {
         let mut follow = Self {
             settings,
-            tails: Vec::new(),
+            followed: Vec::new(),
             next: 0,
             looked: now,
             too_many: false,
@@ -92,47 +102,92 @@ impl Follow {
             progress,
             Arc::clone(&self.counters),
         )?;
-        self.tails.push((tail, false));
+        self.followed.push(Followed {
+            tail,
+            is_failing: false,
+            front: 0,
+        });
         Ok(())
+    }
+
+    fn tails(&self) -> impl Iterator<Item = &Tail> {
+        self.followed.iter().map(|followed| &followed.tail)
     }
 
     /// The logs that are followed.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.tails.iter().map(|(tail, _)| tail.path())
+        self.tails().map(Tail::path)
     }
 
     /// How far the reading of each has come.
     #[must_use]
     pub fn progress(&self) -> Vec<Progress> {
-        self.tails.iter().map(|(tail, _)| tail.progress()).collect()
+        self.tails().map(Tail::progress).collect()
     }
 
-    /// Bytes that are there and not read.
+    /// Bytes that are there and not handed on.
     #[must_use]
     pub fn backlog(&self) -> u64 {
-        self.tails.iter().map(|(tail, _)| tail.backlog()).sum()
+        self.tails().map(Tail::backlog).sum()
     }
 
-    /// Up to `limit` bytes of the log whose turn it is, of those that have something. One that cannot be read holds up no
-    /// other; that is said once, and tried again.
+    /// Up to `limit` bytes of the log whose next line is the oldest, of those that have something. One that cannot be read holds
+    /// up no other; that is said once, and tried again.
     pub fn read(&mut self, limit: usize, now: Duration) -> Option<Found> {
-        for _ in 0..self.tails.len() {
-            self.next = (self.next + 1) % self.tails.len();
-            let (tail, failing) = &mut self.tails[self.next];
-            match tail.read(limit, now) {
-                Ok(Some(piece)) => {
-                    *failing = false;
-                    return Some(Found {
-                        piece,
-                        progress: tail.progress(),
-                    });
+        // Those that may have something.
+        let mut waiting: Vec<usize> = (0..self.followed.len()).collect();
+        while let Some(index) = self.turn(&waiting) {
+            let bound = self.bound(index, &waiting);
+            let format = &self.settings.format;
+            let ripe = |lines: &[u8]| bound.map_or(lines.len(), |bound| ripe(format, lines, bound));
+            let followed = &mut self.followed[index];
+            let read = followed.tail.read(limit, now, &ripe);
+            followed.is_failing = match &read {
+                Ok(_) => false,
+                Err(problem) => {
+                    if !followed.is_failing {
+                        error!("{problem:#}");
+                    }
+                    true
                 }
-                Ok(None) => *failing = false,
-                Err(problem) if !std::mem::replace(failing, true) => error!("{problem:#}"),
-                Err(_) => {}
+            };
+            let Ok(Some(piece)) = read else {
+                waiting.retain(|other| *other != index);
+                continue;
+            };
+            let held = followed.tail.held();
+            // With one log there is nobody to wait for.
+            if bound.is_some() || held.is_some() {
+                let next = held.and_then(|lines| oldest(format, lines));
+                if let Some((_, time)) = next.or_else(|| newest(format, &piece.bytes)) {
+                    followed.front = time;
+                }
             }
+            // All of it is younger than what another may have.
+            if piece.bytes.is_empty() && held.is_some() {
+                continue;
+            }
+            self.next = index + 1;
+            return Some(Found {
+                piece,
+                progress: followed.tail.progress(),
+            });
         }
         None
+    }
+
+    /// Whose turn it is: the one furthest behind, and in turn those that are equally far.
+    fn turn(&self, waiting: &[usize]) -> Option<usize> {
+        let (before, after) = waiting.split_at(waiting.partition_point(|index| *index < self.next));
+        let in_turn = after.iter().chain(before).copied();
+        in_turn.min_by_key(|index| self.followed[*index].front)
+    }
+
+    /// Lines of this log up to then may be handed on. `None`: all, since there is no other to wait for.
+    fn bound(&self, index: usize, waiting: &[usize]) -> Option<u64> {
+        let others = waiting.iter().filter(|other| **other != index);
+        let fronts = others.map(|other| self.followed[*other].front);
+        fronts.min().map(|front| front + self.settings.ahead_secs)
     }
 
     /// Looks for logs that have come to the patterns, and lets go of those that are gone; says which have come.
@@ -142,14 +197,14 @@ impl Follow {
         }
         self.looked = now;
         let named: BTreeSet<PathBuf> = self.settings.logs.iter().cloned().collect();
-        self.tails
-            .retain(|(tail, _)| named.contains(tail.path()) || !tail.is_over());
+        self.followed
+            .retain(|Followed { tail, .. }| named.contains(tail.path()) || !tail.is_over());
         let mut come = Vec::new();
         for pattern in named.iter().filter(|pattern| is_pattern(pattern)) {
             for path in self.matches(pattern) {
                 // A log that was renamed is the same log.
                 let id = fs::metadata(&path).map(|metadata| FileId::of(&metadata));
-                if id.is_ok_and(|id| self.tails.iter().any(|(tail, _)| tail.knows(id))) {
+                if id.is_ok_and(|id| self.tails().any(|tail| tail.knows(id))) {
                     continue;
                 }
                 match self.add(&path, Start::Beginning, None) {
@@ -166,21 +221,16 @@ impl Follow {
 
     /// Logs that a pattern stands for and that are not followed yet. A plain path stands for itself, be it there or not.
     fn matches(&mut self, pattern: &Path) -> Vec<PathBuf> {
-        let followed =
-            |path: &Path, tails: &[(Tail, bool)]| tails.iter().any(|(tail, _)| tail.path() == path);
+        let mut logs = if is_pattern(pattern) {
+            matches(pattern)
+        } else {
+            vec![pattern.to_path_buf()]
+        };
+        logs.retain(|log| self.paths().all(|path| path != log));
         if !is_pattern(pattern) {
-            let path = pattern.to_path_buf();
-            return if followed(&path, &self.tails) {
-                Vec::new()
-            } else {
-                vec![path]
-            };
+            return logs;
         }
-        let mut logs: Vec<PathBuf> = matches(pattern)
-            .into_iter()
-            .filter(|path| !followed(path, &self.tails))
-            .collect();
-        let room = MAX_LOGS.saturating_sub(self.tails.len());
+        let room = MAX_LOGS.saturating_sub(self.followed.len());
         if logs.len() > room {
             if !std::mem::replace(&mut self.too_many, true) {
                 warn!(
@@ -193,6 +243,55 @@ impl Follow {
         }
         logs
     }
+}
+
+fn time(format: &Format, line: &[u8]) -> Option<u64> {
+    let record = format.read(line.trim_ascii()).ok()?;
+    Some(record.at.secs())
+}
+
+/// Where the last line begins that has a time, and that.
+fn newest(format: &Format, lines: &[u8]) -> Option<(usize, u64)> {
+    let mut lines = lines.trim_ascii_end();
+    while !lines.is_empty() {
+        let start = memchr::memrchr(b'\n', lines).map_or(0, |end| end + 1);
+        if let Some(time) = time(format, &lines[start..]) {
+            return Some((start, time));
+        }
+        lines = lines[..start].trim_ascii_end();
+    }
+    None
+}
+
+/// Where the first line ends that has a time, and that.
+fn oldest(format: &Format, lines: &[u8]) -> Option<(usize, u64)> {
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', lines) {
+        if let Some(time) = time(format, &lines[start..end]) {
+            return Some((end + 1, time));
+        }
+        start = end + 1;
+    }
+    None
+}
+
+/// How many bytes of these lines, which are in the order of their times, are of lines up to `bound`. Lines without a time go
+/// with those after them.
+fn ripe(format: &Format, lines: &[u8], bound: u64) -> usize {
+    // Up to `ripe` they may go, from `late` on they may not.
+    let (mut ripe, mut late) = match newest(format, lines) {
+        Some((start, time)) if time > bound => (0, start),
+        _ => return lines.len(),
+    };
+    while ripe < late {
+        let middle = ripe + (late - ripe) / 2;
+        let start = memchr::memrchr(b'\n', &lines[ripe..middle]).map_or(ripe, |end| ripe + end + 1);
+        match oldest(format, &lines[start..late]) {
+            Some((end, time)) if time <= bound => ripe = start + end,
+            _ => late = start,
+        }
+    }
+    ripe
 }
 
 /// Does it stand for several files?
@@ -234,4 +333,205 @@ fn matches(pattern: &Path) -> Vec<PathBuf> {
         .filter(|path| !is_rotation(path))
         .cloned()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write as _};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::Limits;
+
+    const LOGS: usize = 3;
+    const AHEAD: u64 = 5;
+
+    fn line(time: u64, number: usize) -> String {
+        format!(
+            "{{\"timestamp\":{time},\"source_ip\":\"192.0.2.1\",\"status\":200,\"n\":{number}}}\n"
+        )
+    }
+
+    #[test]
+    fn lines_up_to_a_time_are_found_whatever_is_among_them() {
+        let format = Format::default();
+        let times = [3, 3, 4, 7, 7, 9];
+        for garbage in 0..=times.len() {
+            let mut lines = Vec::new();
+            for (number, time) in times.into_iter().enumerate() {
+                if number == garbage {
+                    lines.push((time, "no line\n".to_owned()));
+                }
+                lines.push((time, line(time, number)));
+            }
+            let text: String = lines.iter().map(|(_, line)| line.as_str()).collect();
+            for bound in 0..=10 {
+                let ripe = ripe(&format, text.as_bytes(), bound);
+                let wanted: usize = lines
+                    .iter()
+                    .filter(|(time, _)| *time <= bound)
+                    .map(|(_, line)| line.len())
+                    .sum();
+                let garbage = "no line\n".len();
+                assert!(
+                    (wanted.saturating_sub(garbage)..=wanted + garbage).contains(&ripe),
+                    "{ripe} of {text} up to {bound}"
+                );
+                assert!(ripe == 0 || text.as_bytes()[ripe - 1] == b'\n');
+            }
+        }
+        assert_eq!(ripe(&format, b"", 1), 0);
+        assert_eq!(ripe(&format, b"none\nof these\n", 1), 14);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// So many lines to one of the logs, each so many seconds after the one before.
+        Write(usize, u8, u8),
+        /// Lines that nobody can read.
+        Garbage(usize),
+        Rotate(usize),
+        /// Pieces of so many bytes.
+        Read(u8, u16),
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..LOGS, 1..20_u8, 0..20_u8).prop_map(|(log, lines, gap)| Step::Write(log, lines, gap)),
+            1 => (0..LOGS).prop_map(Step::Garbage),
+            1 => (0..LOGS).prop_map(Step::Rotate),
+            4 => (1..20_u8, 1..2000_u16).prop_map(|(pieces, bytes)| Step::Read(pieces, bytes)),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    struct World {
+        folder: tempfile::TempDir,
+        follow: Follow,
+        time: u64,
+        written: usize,
+        /// Numbers and times of lines.
+        read: Vec<(usize, u64)>,
+        now: Duration,
+        rotations: usize,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            for log in 0..LOGS {
+                File::create_new(folder.path().join(format!("{log}.log"))).unwrap();
+            }
+            Self {
+                follow: Self::open(folder.path(), None),
+                folder,
+                time: 1_700_000_000,
+                written: 0,
+                read: Vec::new(),
+                now: Duration::from_secs(1),
+                rotations: 0,
+            }
+        }
+
+        fn open(folder: &Path, checkpoint: Option<&Checkpoint>) -> Follow {
+            let settings = Settings {
+                logs: vec![folder.join("*.log")],
+                start: Start::Beginning,
+                format: Format::default(),
+                ahead_secs: AHEAD,
+                limits: Limits {
+                    max_line: 4096,
+                    rewind: Duration::from_secs(60),
+                },
+                catch_up: Duration::from_secs(2),
+                syslog: Vec::new(),
+                syslog_group: None,
+            };
+            Follow::open(settings, checkpoint, Duration::ZERO, Arc::default()).unwrap()
+        }
+
+        fn log(&self, log: usize) -> PathBuf {
+            self.folder.path().join(format!("{log}.log"))
+        }
+
+        fn put(&self, log: usize, text: &str) {
+            let mut file = File::options().append(true).open(self.log(log)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+
+        fn read_one(&mut self, bytes: usize) -> bool {
+            let Some(found) = self.follow.read(bytes, self.now) else {
+                return false;
+            };
+            let lines = found.piece.lines().filter(|_| !found.piece.again);
+            for (_, line) in lines {
+                let text = String::from_utf8_lossy(line).into_owned();
+                if let Some((_, number)) = text.trim_end_matches('}').rsplit_once("\"n\":") {
+                    let time = time(&Format::default(), line).unwrap();
+                    self.read.push((number.parse().unwrap(), time));
+                }
+            }
+            true
+        }
+
+        fn take(&mut self, step: &Step) {
+            self.now += Duration::from_millis(100);
+            match *step {
+                Step::Write(log, lines, gap) => {
+                    for _ in 0..lines {
+                        self.put(log, &line(self.time, self.written));
+                        self.written += 1;
+                        self.time += u64::from(gap);
+                    }
+                }
+                Step::Garbage(log) => self.put(log, "no line\nnor this one\n"),
+                Step::Rotate(log) => {
+                    // Of several rotations between two looks, another test.
+                    while self.read_one(4096) {}
+                    self.rotations += 1;
+                    let away = format!("{log}.log.{}", self.rotations);
+                    fs::rename(self.log(log), self.folder.path().join(away)).unwrap();
+                    File::create_new(self.log(log)).unwrap();
+                    while self.read_one(4096) {}
+                }
+                Step::Read(pieces, bytes) => {
+                    for _ in 0..pieces {
+                        self.read_one(bytes.into());
+                    }
+                }
+                Step::Restart => {
+                    let checkpoint = Checkpoint {
+                        logs: self.follow.progress(),
+                        ..Checkpoint::default()
+                    };
+                    self.follow = Self::open(self.folder.path(), Some(&checkpoint));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// However far behind one another the logs are, their lines come out in the order of their times, but for a little, and
+        /// each once.
+        #[test]
+        fn several_logs_are_one_stream(steps in prop::collection::vec(step(), 1..40)) {
+            let mut world = World::new();
+            for step in &steps {
+                world.take(step);
+            }
+            while world.read_one(300) {}
+            let mut newest = 0;
+            for (number, time) in &world.read {
+                prop_assert!(newest <= time + AHEAD, "line {number} comes {} s late", newest - time);
+                newest = newest.max(*time);
+            }
+            let mut numbers: Vec<usize> = world.read.iter().map(|(number, _)| *number).collect();
+            numbers.sort_unstable();
+            prop_assert_eq!(numbers, (0..world.written).collect::<Vec<_>>());
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! Keeps decisions timely when more is written than can be read: then of so many lines only one is read, at random.
+//! Knows whether reading is behind the writing, and keeps decisions timely when more is written than can be read: then of so
+//! many lines only one is read, at random.
 
 use std::time::Duration;
 
@@ -56,9 +57,61 @@ impl Pace {
     }
 }
 
+/// Whether what is read was written just now.
+#[derive(Debug)]
+pub struct CatchUp {
+    /// So many bytes are still older than that. `None`: caught up.
+    left: Option<u64>,
+}
+
+/// Nothing was read yet.
+impl Default for CatchUp {
+    fn default() -> Self {
+        Self {
+            left: Some(u64::MAX),
+        }
+    }
+}
+
+impl CatchUp {
+    /// Is what is read next older?
+    #[must_use]
+    pub const fn is_behind(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// So many bytes were handed on; so many are left, of which one read takes `chunk`. Reading is behind from when more than
+    /// that is left, until all that was left at some moment has been handed on.
+    pub fn passed(&mut self, bytes: u64, left: u64, chunk: u64) {
+        self.left = if left > chunk {
+            Some(u64::MAX)
+        } else {
+            let older = self.left.map(|older| older.saturating_sub(bytes).min(left));
+            older.filter(|older| *older > 0)
+        };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_there_is_older_to_its_last_byte() {
+        let mut catch_up = CatchUp::default();
+        assert!(catch_up.is_behind());
+        // Little, but perhaps of hours; and meanwhile more is written.
+        for left in [500, 400, 300, 200] {
+            catch_up.passed(200, left, CHUNK);
+            assert_eq!(catch_up.is_behind(), left > 200, "{left}");
+        }
+        catch_up.passed(200, CHUNK, CHUNK);
+        assert!(!catch_up.is_behind(), "one read's worth is no arrears");
+        catch_up.passed(200, CHUNK + 1, CHUNK);
+        assert!(catch_up.is_behind());
+        catch_up.passed(CHUNK, 0, CHUNK);
+        assert!(!catch_up.is_behind());
+    }
 
     const CHUNK: u64 = 256 * 1024;
 

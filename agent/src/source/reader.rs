@@ -36,6 +36,9 @@ pub struct Piece {
     pub cut: Option<u64>,
 }
 
+/// How many bytes of whole lines may be handed on now.
+pub type Ripe<'a> = &'a dyn Fn(&[u8]) -> usize;
+
 enum Contents {
     Plain(File),
     Packed(Packed),
@@ -89,7 +92,9 @@ pub(super) struct Reader {
     path: PathBuf,
     /// Where the next read begins.
     offset: u64,
-    /// The beginning of a line whose end is not written yet; `offset` is behind it.
+    /// Whole lines that were read and wait to be handed on.
+    held: Vec<u8>,
+    /// The beginning of a line whose end is not written yet, after those; `offset` is behind it.
     partial: Vec<u8>,
     /// The rest of the current line is thrown away: it is too long.
     cut: bool,
@@ -139,6 +144,7 @@ impl Reader {
             id: FileId::of(&metadata),
             path,
             offset: 0,
+            held: Vec::new(),
             partial: Vec::new(),
             cut: false,
             recent: Vec::new(),
@@ -206,6 +212,7 @@ impl Reader {
         }
         self.offset = rewind;
         self.resumed = Some(position.clone());
+        self.held.clear();
         self.partial.clear();
         self.cut = position.cut && rewind == position.offset;
         self.marks.clear();
@@ -215,6 +222,7 @@ impl Reader {
     /// Reads what has been truncated and written again.
     pub fn begin_anew(&mut self) {
         self.offset = 0;
+        self.held.clear();
         self.partial.clear();
         self.cut = false;
         self.recent.clear();
@@ -244,8 +252,12 @@ impl Reader {
         }
     }
 
-    /// Bytes that are there and not read. Of a packed file nobody knows.
+    /// Bytes that are there and not handed on. Of a packed file nobody knows.
     pub fn backlog(&self) -> u64 {
+        self.held.len() as u64 + self.unread()
+    }
+
+    fn unread(&self) -> u64 {
         match &self.contents {
             Contents::Plain(file) => {
                 let length = file
@@ -257,6 +269,16 @@ impl Reader {
             Contents::Packed(_) if self.is_over => 0,
             Contents::Packed(_) => 2 * CHUNK as u64,
         }
+    }
+
+    /// The next lines, if they were read and wait to be handed on.
+    pub fn held(&self) -> Option<&[u8]> {
+        (!self.held.is_empty()).then_some(&self.held)
+    }
+
+    /// Everything before this was handed on.
+    fn here(&self) -> u64 {
+        self.offset - (self.held.len() + self.partial.len()) as u64
     }
 
     /// Does no name lead to it any more?
@@ -276,7 +298,7 @@ impl Reader {
         if file.metadata()?.len() < self.offset {
             return Ok(false);
         }
-        let read = [self.recent.as_slice(), &self.partial].concat();
+        let read = [self.recent.as_slice(), &self.held, &self.partial].concat();
         match before(file, self.offset, read.len()) {
             Ok(there) => Ok(there == read),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -284,12 +306,12 @@ impl Reader {
         }
     }
 
-    /// Where to go on once everything that was read is dealt with.
+    /// Where to go on once everything that was handed on is dealt with.
     pub fn position(&self) -> Position {
         if let Some(resumed) = self.resumed.as_ref().filter(|_| self.is_reading_again()) {
             return resumed.clone();
         }
-        let offset = self.offset - self.partial.len() as u64;
+        let offset = self.here();
         Position {
             file: self.id,
             path: self.path.clone(),
@@ -314,7 +336,7 @@ impl Reader {
 
     fn again(&self) -> u64 {
         let resumed = self.resumed.as_ref();
-        resumed.map_or(0, |resumed| resumed.offset.saturating_sub(self.offset))
+        resumed.map_or(0, |resumed| resumed.offset.saturating_sub(self.here()))
     }
 
     /// These bytes are dealt with.
@@ -327,7 +349,7 @@ impl Reader {
 
     /// Notes where the current line begins, and forgets what is too old to be read again.
     fn mark(&mut self, now: Duration, rewind: Duration) {
-        let here = self.offset - self.partial.len() as u64;
+        let here = self.here();
         if self
             .marks
             .back()
@@ -347,17 +369,31 @@ impl Reader {
         }
     }
 
-    /// The whole lines among the next `limit` bytes. An empty piece means that there was something, but no whole line yet;
-    /// `None` that there was nothing.
+    /// The whole lines among the next `limit` bytes, as far as they are `ripe`. An empty piece means that there was something,
+    /// but no such line; `None` that there was nothing.
     pub fn read(
         &mut self,
         limit: usize,
         limits: &Limits,
         now: Duration,
         counters: &Counters,
+        ripe: Ripe<'_>,
     ) -> io::Result<Option<Piece>> {
         if !self.cut {
             self.mark(now, limits.rewind);
+        }
+        if !self.held.is_empty() {
+            let (start, again) = (self.here(), self.is_reading_again());
+            let bytes = std::mem::take(&mut self.held);
+            return Ok(Some(self.hand_on(
+                Piece {
+                    bytes,
+                    start,
+                    again,
+                    cut: None,
+                },
+                ripe,
+            )));
         }
         // A piece is either all read again or all new.
         let is_again = self.is_reading_again();
@@ -367,7 +403,7 @@ impl Reader {
         };
         let before = self.partial.len();
         // Never more than is read: a batch that waits is to take up no more than it holds.
-        let room = usize::try_from(self.backlog().min(limit)).unwrap_or_default();
+        let room = usize::try_from(self.unread().min(limit)).unwrap_or_default();
         let mut bytes = Vec::with_capacity(before + room);
         bytes.append(&mut self.partial);
         let start = self.offset - before as u64;
@@ -393,7 +429,6 @@ impl Reader {
         }
         let end = memchr::memrchr(b'\n', &bytes).map_or(0, |last| last + 1);
         self.partial = bytes.split_off(end);
-        self.pass(&bytes);
         let mut piece = Piece {
             bytes,
             start,
@@ -402,11 +437,15 @@ impl Reader {
         };
         if self.cut && !piece.bytes.is_empty() {
             let end = memchr::memchr(b'\n', &piece.bytes).map_or(piece.bytes.len(), |at| at + 1);
-            piece.bytes.drain(..end);
+            let rest = piece.bytes.split_off(end);
+            self.pass(&piece.bytes);
+            piece.bytes = rest;
             piece.start += end as u64;
             self.cut = false;
         }
-        if !self.cut && self.partial.len() > limits.max_line {
+        let mut piece = self.hand_on(piece, ripe);
+        // What waits comes first.
+        if self.held.is_empty() && !self.cut && self.partial.len() > limits.max_line {
             self.drop_hole();
             if self.partial.len() > limits.max_line {
                 piece.cut = Some(self.offset - self.partial.len() as u64);
@@ -418,6 +457,13 @@ impl Reader {
             self.pass(&thrown_away);
         }
         Ok(Some(piece))
+    }
+
+    /// Keeps back what is not ripe.
+    fn hand_on(&mut self, mut piece: Piece, ripe: Ripe<'_>) -> Piece {
+        self.held = piece.bytes.split_off(ripe(&piece.bytes));
+        self.pass(&piece.bytes);
+        piece
     }
 
     /// Who writes on at an old offset into a truncated file leaves a hole before it, which reads as zeros: no line.

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{
     Counters, Limits, Start,
     checkpoint::{FileId, Fingerprint, Position, Progress},
-    reader::{Piece, Reader},
+    reader::{Piece, Reader, Ripe},
     rotated,
 };
 
@@ -153,18 +153,18 @@ impl Tail {
         found
     }
 
-    /// Reads up to `limit` bytes and returns the lines that are whole. `None`: there is nothing now; a piece without lines:
-    /// something has come, but no whole line. `now` is the boot clock.
+    /// Reads up to `limit` bytes and returns the lines that are whole and ripe. `None`: there is nothing now; a piece without
+    /// lines: something has come, but no such line. `now` is the boot clock.
     ///
     /// # Errors
     /// When the file can be seen but not read; to be tried again.
-    pub fn read(&mut self, limit: usize, now: Duration) -> Result<Option<Piece>> {
-        if let Some(piece) = self.read_rotated(limit, now) {
+    pub fn read(&mut self, limit: usize, now: Duration, ripe: Ripe<'_>) -> Result<Option<Piece>> {
+        if let Some(piece) = self.read_rotated(limit, now, ripe) {
             return Ok(Some(piece));
         }
         let cannot_read = || format!("cannot read {}", self.path.display());
         if let Some(reader) = &mut self.current {
-            if !reader.is_as_read().with_context(cannot_read)? {
+            if reader.held().is_none() && !reader.is_as_read().with_context(cannot_read)? {
                 warn!(
                     "{} was truncated: reading it from its beginning",
                     self.path.display()
@@ -182,7 +182,7 @@ impl Tail {
                 self.look_for_missed(&position);
                 return Ok(Some(Piece::default()));
             }
-            let piece = reader.read(limit, &self.limits, now, &self.counters);
+            let piece = reader.read(limit, &self.limits, now, &self.counters, ripe);
             if let Some(piece) = piece.with_context(cannot_read)? {
                 return Ok(Some(piece));
             }
@@ -192,11 +192,11 @@ impl Tail {
     }
 
     /// What comes from files that were rotated away. One that stays silent is given up.
-    fn read_rotated(&mut self, limit: usize, now: Duration) -> Option<Piece> {
+    fn read_rotated(&mut self, limit: usize, now: Duration, ripe: Ripe<'_>) -> Option<Piece> {
         let mut index = 0;
         let mut surplus = self.lingering.len().saturating_sub(MAX_LINGERING);
         while let Some((reader, last)) = self.lingering.get_mut(index) {
-            let piece = reader.read(limit, &self.limits, now, &self.counters);
+            let piece = reader.read(limit, &self.limits, now, &self.counters, ripe);
             // One that cannot be read is given up in time, as one that is silent is; the log itself goes on.
             let piece = piece.unwrap_or_else(|error| {
                 warn!("cannot read a rotated log on: {error}");
@@ -266,7 +266,14 @@ impl Tail {
         }
     }
 
-    /// Bytes that are there and not read.
+    /// The next lines, if they were read and were not ripe.
+    #[must_use]
+    pub fn held(&self) -> Option<&[u8]> {
+        let lingering = self.lingering.iter().map(|(reader, _)| reader);
+        lingering.chain(&self.current).find_map(Reader::held)
+    }
+
+    /// Bytes that are there and not handed on.
     #[must_use]
     pub fn backlog(&self) -> u64 {
         let lingering = self.lingering.iter().map(|(reader, _)| reader);
@@ -363,6 +370,8 @@ mod tests {
     /// File times are set by hand: those of the kernel have the grain of its tick.
     const EPOCH: Duration = Duration::from_secs(1_700_000_000);
 
+    const ALL: Ripe<'_> = &|lines| lines.len();
+
     struct Bench {
         folder: tempfile::TempDir,
         tail: Tail,
@@ -442,7 +451,7 @@ mod tests {
         /// Everything that there is to read, in small pieces, without what is read again.
         fn drain(&mut self) -> String {
             let mut all = String::new();
-            while let Some(piece) = self.tail.read(7, self.now).unwrap() {
+            while let Some(piece) = self.tail.read(7, self.now, ALL).unwrap() {
                 if !piece.again {
                     all += &text(&piece);
                 }
@@ -646,7 +655,7 @@ mod tests {
         let long = "x".repeat(LIMITS.max_line * 3);
         let mut bench = Bench::new(Start::Beginning, &format!("one\n{long}"));
         let mut cut = Vec::new();
-        while let Some(piece) = bench.tail.read(7, bench.now).unwrap() {
+        while let Some(piece) = bench.tail.read(7, bench.now, ALL).unwrap() {
             cut.extend(piece.cut);
         }
         assert_eq!(cut, [4]);
@@ -669,7 +678,7 @@ mod tests {
             .unwrap();
         bench.append("log", "two\n");
         let mut lines = Vec::new();
-        while let Some(piece) = bench.tail.read(4096, bench.now).unwrap() {
+        while let Some(piece) = bench.tail.read(4096, bench.now, ALL).unwrap() {
             lines.extend(
                 piece
                     .lines()
@@ -709,7 +718,7 @@ mod tests {
         bench.append("log", "60\n");
         bench.restart();
         let (mut again, mut new) = (String::new(), String::new());
-        while let Some(piece) = bench.tail.read(7, bench.now).unwrap() {
+        while let Some(piece) = bench.tail.read(7, bench.now, ALL).unwrap() {
             if piece.again {
                 again += &text(&piece);
                 // Whoever stops now has lost nothing either.
@@ -848,7 +857,7 @@ mod tests {
 
         /// One piece; says whether there was any.
         fn read_one(&mut self) -> bool {
-            let Some(piece) = self.bench.tail.read(7, self.bench.now).unwrap() else {
+            let Some(piece) = self.bench.tail.read(7, self.bench.now, ALL).unwrap() else {
                 return false;
             };
             for line in text(&piece).lines() {
