@@ -56,7 +56,7 @@ enum Verb {
     /// Stopping it leaves what stands in force: the kernel goes on dropping banned sources, and ends each ban on time.
     /// `portcullis detach` takes everything out.
     Run(Run),
-    /// Show how the agent does: mode, back end, baseline, rate, bans, packets
+    /// Show how the agent does: mode, back end, baseline, rate, bans, packets, logs that cannot be read
     Status(Ask),
     /// List the bans that stand, newest first, with their evidence and packet counts
     Bans(Ask),
