@@ -84,7 +84,9 @@ enum Verb {
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
     ///
-    /// Changes nothing. Exit code 1 if anything must be put right.
+    /// Among other things it reads the end of each log as the agent would, and looks at Nginx's configuration. Changes nothing; of
+    /// the commands that are configured it runs `enforce.nginx.test` alone, and that only while an Nginx with the include runs.
+    /// Exit code 1 if anything must be put right.
     Doctor(Doctor),
 }
 
