@@ -56,7 +56,7 @@ enum Verb {
     /// Stopping it leaves what stands in force: the kernel goes on dropping banned sources, and ends each ban on time.
     /// `portcullis detach` takes everything out.
     Run(Run),
-    /// Show how the agent does: mode, back end, baseline, rate, bans, packets
+    /// Show how the agent does: mode, back end, baseline, rate, bans, packets, logs that cannot be read
     Status(Ask),
     /// List the bans that stand, newest first, with their evidence and packet counts
     Bans(Ask),
@@ -84,7 +84,9 @@ enum Verb {
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
     ///
-    /// Changes nothing. Exit code 1 if anything must be put right.
+    /// Among other things it reads the end of each log as the agent would, and looks at Nginx's configuration. Changes nothing; of
+    /// the commands that are configured it runs `enforce.nginx.test` alone, and that only while an Nginx with the include runs.
+    /// Exit code 1 if anything must be put right.
     Doctor(Doctor),
 }
 

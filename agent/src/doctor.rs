@@ -1,8 +1,9 @@
 //! `portcullis doctor`: what on this host stands in the guard's way, and what to do about it.
 //!
 //! It only looks: nothing on the host is changed. What it finds out by trying (an ipset, an iptables rule, a load of the
-//! kernel program), it tries in a network namespace of its own or without attaching. Every section has a time limit of
-//! its own, so a hung file system or command costs that section and nothing else.
+//! kernel program), it tries in a network namespace of its own or without attaching. The one command of an operator's that it
+//! runs is the one that tests Nginx's configuration, and that only while an Nginx runs, which has made by then what such a test
+//! makes. Every section has a time limit of its own, so a hung file system or command costs that section and nothing else.
 
 mod command;
 pub(crate) mod device;
@@ -148,11 +149,13 @@ type Section = fn(&Plan) -> Vec<Check>;
 /// Looks at everything. Takes as long as the slowest section, at most twenty seconds.
 #[must_use]
 pub fn run(config: &Config) -> Vec<Check> {
-    let sections: [(&str, Section); 6] = [
+    let sections: [(&str, Section); 8] = [
         ("kernel", kernel::checks),
         ("interfaces", interface::checks),
         ("firewall", firewall::checks),
         ("Nginx", nginx::checks),
+        ("syslog", nginx::syslog::checks),
+        ("Nginx include", nginx::include::checks),
         ("state", place::checks),
         ("agent", place::agent),
     ];

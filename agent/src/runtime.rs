@@ -23,6 +23,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::reading::Reading;
+pub use self::reading::Unreadable;
 use crate::{
     audit::History,
     config::{self, Config},
@@ -34,7 +35,7 @@ use crate::{
     },
     host,
     notify::{self, Notifier, slack},
-    source::{self, Batch},
+    source::{self, Batch, follow},
     store::{self, Store},
 };
 
@@ -83,6 +84,8 @@ pub struct Status {
     pub enforce_overtaken: u64,
     /// The logs.
     pub source: source::Status,
+    /// Those whose newest lines cannot be read.
+    pub unreadable: Vec<Unreadable>,
     /// Bans in Nginx, where that is configured.
     pub nginx: Option<nginx::Status>,
     /// Slack.
@@ -91,6 +94,41 @@ pub struct Status {
     pub store_pending: usize,
     /// Events that never came into the history.
     pub history_lost: u64,
+}
+
+#[cfg(test)]
+impl Status {
+    /// Of an agent at its start.
+    pub(crate) fn sample() -> Self {
+        let engine = Engine::new(
+            Config::default().engine,
+            Saved::default(),
+            Timestamp::from_millis(0),
+        );
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_secs: 0,
+            mode: Mode::Observe,
+            backend: Backend::DryRun,
+            place: "nowhere".to_owned(),
+            refused: Vec::new(),
+            engine: engine.snapshot(),
+            bans_by_tier: BTreeMap::new(),
+            counters: BTreeMap::new(),
+            latency: Latency::default(),
+            drift: Drift::default(),
+            ended_connections: 0,
+            enforce_error: None,
+            enforce_aside: 0,
+            enforce_overtaken: 0,
+            source: source::Status::default(),
+            unreadable: Vec::new(),
+            nginx: None,
+            slack: notify::Status::default(),
+            store_pending: 0,
+            history_lost: 0,
+        }
+    }
 }
 
 /// What `portcullis ban` answers.
@@ -206,6 +244,12 @@ pub async fn run(config: Config) -> Result<()> {
     ));
     for log in &config.source.logs {
         info!("following {}", log.display());
+    }
+    for pattern in follow::unmatched(&config.source.logs) {
+        warn!(
+            "{} matches no file now: nothing is read by it until one comes; if it should match, correct source.log",
+            pattern.display()
+        );
     }
     let result = agent
         .work(stop, batches, &mut outcomes, requests, &config.enforce)
@@ -378,7 +422,9 @@ impl Agent {
                 _ = tick.tick() => {
                     self.engine.tick(clock::wall());
                     self.save_checkpoint();
-                    if let Some(news) = self.reading.news(&self.counters, clock::boot()) {
+                    let pace = self.reading.news(&self.counters, clock::boot());
+                    let complaint = self.reading.complaint(clock::boot());
+                    for news in [pace, complaint].into_iter().flatten() {
                         self.record(&Event::new(clock::wall(), Action::Notice, news));
                     }
                     self.worker.catch_up();
@@ -410,10 +456,14 @@ impl Agent {
             if group.is_empty() {
                 break;
             }
-            let reading = &mut self.reading;
+            let (reading, mut malformed) = (&mut self.reading, 0);
             self.engine.lines(&group, clock::wall(), |line, problem| {
-                reading.malformed(&batch, line, &problem.to_string());
+                malformed += 1;
+                reading.malformed(&batch, line, &problem.to_string(), clock::boot());
             });
+            if malformed < group.len() {
+                self.reading.readable(&batch);
+            }
             // At once: the next packet of whoever was flagged by these lines is to be dropped.
             self.dispatch(Some(batch.read));
         }
@@ -664,6 +714,7 @@ impl Agent {
             enforce_aside: self.worker.aside(),
             enforce_overtaken: self.worker.overtaken(),
             source: self.counters.status(self.reading.lines(), clock::boot()),
+            unreadable: self.reading.unreadable().cloned().collect(),
             nginx: self.nginx.as_ref().map(Nginx::status),
             slack: self.notifier.status(),
             store_pending: self.store.pending(),

@@ -28,6 +28,9 @@ pub(super) fn banned(subject: Subject, banned: &Banned) -> String {
     out
 }
 
+/// So many logs that cannot be read are named.
+const UNREADABLE: usize = 5;
+
 /// One screen.
 #[expect(
     clippy::too_many_lines,
@@ -134,6 +137,16 @@ pub(super) fn status(s: &Status) -> String {
             source.overlong_lines,
         ),
     );
+    for unreadable in s.unreadable.iter().take(UNREADABLE) {
+        line("ERROR", unreadable.to_string());
+    }
+    if s.unreadable.len() > UNREADABLE {
+        let more = (s.unreadable.len() - UNREADABLE) as u64;
+        line(
+            "ERROR",
+            format!("{} more cannot be read", count(more, "log")),
+        );
+    }
     if source.lag_secs > 0 || source.one_in > 1 {
         let sample = if source.one_in > 1 {
             format!("; of {} lines one is read", source.one_in)
@@ -293,4 +306,36 @@ pub(super) fn bans(bans: &[BanRow]) -> String {
         let _ = writeln!(out, "{}", row[5]);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Unreadable;
+
+    #[test]
+    fn logs_that_cannot_be_read_stand_out_and_do_not_fill_the_screen() {
+        let mut shown = Status::sample();
+        assert!(!status(&shown).contains("ERROR"));
+        let unreadable = |log: u64| Unreadable {
+            log: format!("/{log}.json"),
+            lines: 20 + log,
+            first: Some(7),
+            problem: "no JSON".to_owned(),
+        };
+        shown.unreadable = (1..=7).map(unreadable).collect();
+        let screen = status(&shown);
+        assert!(
+            screen.contains(
+                "ERROR     none of the newest 21 lines of /1.json can be read; the first of them, at byte 7, is no JSON; \
+                 `portcullis lines /1.json` shows more\n"
+            ),
+            "{screen}"
+        );
+        assert!(!screen.contains("/6.json"), "{screen}");
+        assert!(
+            screen.contains("ERROR     2 logs more cannot be read\n"),
+            "{screen}"
+        );
+    }
 }

@@ -1,6 +1,9 @@
 //! Nginx: does it write the log that the agent reads, in a form that it can read, with the address that packets have?
 
 mod conf;
+pub(super) mod include;
+mod lines;
+pub(super) mod syslog;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,57 +31,98 @@ const COMBINED: &str = "$remote_addr - $remote_user [$time_local] \"$request\" $
 const MAX_LOGS: usize = 16;
 
 pub(super) fn checks(plan: &Plan) -> Vec<Check> {
-    let logs = follow::logs(&plan.config.source.logs);
-    if logs.len() <= 1 {
-        return logs.iter().flat_map(|log| checks_of(plan, log)).collect();
-    }
+    let patterns = &plan.config.source.logs;
+    let mut all: Vec<Check> = follow::unmatched(patterns).map(no_match).collect();
+    let logs = follow::logs(patterns);
+    let seen = seen(plan);
     let each = |log: &PathBuf| {
         let name = log.file_name().unwrap_or_default().to_string_lossy();
-        let named = |check: Check| Check {
-            name: format!("{} of {name}", check.name),
-            ..check
+        let named = |check: Check| {
+            if logs.len() > 1 {
+                of(check, &name)
+            } else {
+                check
+            }
         };
-        checks_of(plan, log)
+        checks_of(plan, &seen, log)
             .into_iter()
             .map(named)
             .collect::<Vec<_>>()
     };
     // A host with more logs than this has one like the others.
-    logs.iter().take(MAX_LOGS).flat_map(each).collect()
+    all.extend(logs.iter().take(MAX_LOGS).flat_map(each));
+    all
 }
 
-fn checks_of(plan: &Plan, log: &Path) -> Vec<Check> {
+/// A check of one of several.
+fn of(check: Check, which: &str) -> Check {
+    Check {
+        name: format!("{} of {which}", check.name),
+        ..check
+    }
+}
+
+fn no_match(pattern: &Path) -> Check {
+    Check::warn(
+        "log pattern",
+        format!(
+            "{} matches no file now: nothing is read by it until one comes",
+            pattern.display()
+        ),
+        "correct source.log; what is packed, or is called like another match with something after it, is left out",
+    )
+}
+
+/// An Nginx; and its configuration with how many files that is of, or why it cannot be read.
+type Seen = (Instance, Result<(Directive, usize), String>);
+
+/// Those that are here.
+fn seen(plan: &Plan) -> Vec<Seen> {
+    let own = plan.config.nginx.as_ref();
+    let own = own.map(|nginx| nginx.include.as_path());
     let mut instances = running();
     instances.extend(installed());
+    let read = |instance: Instance| {
+        let read = conf::read(&instance.root, &instance.conf, own);
+        (instance, read)
+    };
+    instances.into_iter().map(read).collect()
+}
+
+/// An Nginx; and the number of its files with what matters of them, or why they cannot be read.
+type Chosen<'a> = (&'a Instance, Result<(usize, Site), &'a String>);
+
+/// The Nginx that writes our log, if there are several.
+fn choose<'a>(seen: &'a [Seen], is_ours: impl Fn(&Instance, &str) -> bool) -> Option<Chosen<'a>> {
+    let site = |(instance, read): &'a Seen| {
+        let site = |(root, files): &(Directive, usize)| {
+            (*files, Site::of(root, |path| is_ours(instance, path)))
+        };
+        (instance, read.as_ref().map(site))
+    };
+    let mut all: Vec<_> = seen.iter().map(site).collect();
+    let writes = |read: &Result<(usize, Site), _>| {
+        read.as_ref().is_ok_and(|(_, site)| !site.ours.is_empty())
+    };
+    let at = all.iter().position(|(_, read)| writes(read)).unwrap_or(0);
+    (!all.is_empty()).then(|| all.swap_remove(at))
+}
+
+fn checks_of(plan: &Plan, seen: &[Seen], log: &Path) -> Vec<Check> {
     let mut all = Vec::new();
-    let mut seen = Vec::new();
-    for instance in instances {
-        let read = conf::read(&instance.root, &instance.conf);
-        let site = read
-            .as_ref()
-            .map(|(root, _)| Site::of(root, |path| instance.is(path, log)))
-            .ok();
-        seen.push((instance, read, site));
-    }
-    // The one that writes our log, if there are several.
-    let writes = |site: &Option<Site>| site.as_ref().is_some_and(|site| !site.ours.is_empty());
-    let at = seen
-        .iter()
-        .position(|(_, _, site)| writes(site))
-        .unwrap_or(0);
-    let chosen = (!seen.is_empty()).then(|| seen.swap_remove(at));
+    let chosen = choose(seen, |instance, path| instance.is(path, log));
     match &chosen {
         None => all.push(Check::warn(
             "Nginx",
             "neither running nor installed here",
             "start it; one in a container is seen when the doctor runs as root on the host",
         )),
-        Some((instance, Err(problem), _)) => all.push(Check::warn(
+        Some((instance, Err(problem))) => all.push(Check::warn(
             "Nginx",
             format!("{}: {problem}", instance.name()),
             "run as root; `nginx -t` says whether Nginx itself can read it",
         )),
-        Some((instance, Ok((_, files)), site)) => {
+        Some((instance, Ok((files, site)))) => {
             all.push(Check::pass(
                 "Nginx",
                 format!(
@@ -88,13 +132,16 @@ fn checks_of(plan: &Plan, log: &Path) -> Vec<Check> {
                     files.saturating_sub(1)
                 ),
             ));
-            if let Some(site) = site {
-                all.extend(judge(plan, site, log, grows(log)));
-            }
+            all.extend(judge(plan, site, &log.to_string_lossy(), grows(log)));
         }
     }
     let pid = chosen.and_then(|(instance, ..)| instance.pid);
-    all.push(file(log));
+    let file = file(log);
+    let is_readable = file.outcome == Outcome::Pass;
+    all.push(file);
+    if is_readable {
+        all.extend(lines::checks(plan, log));
+    }
     all.extend(pid.and_then(|pid| open_in(pid, log)));
     all.push(rotation(log));
     all
@@ -125,10 +172,7 @@ impl Instance {
 
     /// Is a path of its configuration our log?
     fn is(&self, path: &str, log: &Path) -> bool {
-        let path = self.prefix.join(path);
-        let there = conf::below(&self.root, &path);
-        let same = || identity(&there).is_some_and(|there| identity(log) == Some(there));
-        (self.root == Path::new("/") && path.components().eq(log.components())) || same()
+        conf::is(&self.root, &self.prefix.join(path), log)
     }
 }
 
@@ -384,7 +428,8 @@ fn grows(log: &Path) -> bool {
     })
 }
 
-fn judge(plan: &Plan, site: &Site, log: &Path, grows: bool) -> Vec<Check> {
+/// `log` is what an `access_log` calls it.
+fn judge(plan: &Plan, site: &Site, log: &str, grows: bool) -> Vec<Check> {
     let mut all = vec![written(site, log, grows)];
     let formats: BTreeSet<&str> = site.ours.iter().map(|(args, _)| format_of(args)).collect();
     for name in formats {
@@ -394,7 +439,7 @@ fn judge(plan: &Plan, site: &Site, log: &Path, grows: bool) -> Vec<Check> {
                 format!(
                     "the log is written in the format {name:?}, which is no JSON of the agent's"
                 ),
-                format!("{LOG_FORMAT} and: access_log {} portcullis;", log.display()),
+                format!("{LOG_FORMAT} and: access_log {log} portcullis;"),
             )),
             Some(format) => {
                 let (check, source, has_peer) = fields(plan, name, format);
@@ -417,9 +462,8 @@ fn format_of(args: &[String]) -> &str {
     })
 }
 
-fn written(site: &Site, log: &Path, grows: bool) -> Check {
+fn written(site: &Site, shown: &str, grows: bool) -> Check {
     let name = "Nginx log";
-    let shown = log.display();
     let Some((_, place)) = site.ours.first() else {
         let others: Vec<_> = site.others.iter().take(5).cloned().collect();
         let instead = if others.is_empty() {
@@ -864,7 +908,7 @@ mod tests {
     }
 
     fn judged(mode: &str, text: &str) -> Vec<Check> {
-        judge(&plan(mode), &site(text), Path::new(LOG), false)
+        judge(&plan(mode), &site(text), LOG, false)
     }
 
     fn outcomes(checks: &[Check]) -> Vec<Outcome> {
@@ -907,9 +951,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_that_matches_nothing_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!("[source]\nlog = ['{}/*.json']", folder.path().display());
+        let plan = Plan::new(&Config::parse(&config).unwrap());
+        let told = checks(&plan);
+        assert_eq!(outcomes(&told), [Outcome::Warn], "{told:#?}");
+        assert_eq!(told[0].name, "log pattern");
+        fs::write(folder.path().join("a.json"), "what\n").unwrap();
+        let told = checks(&plan);
+        assert!(told.iter().all(|check| check.name != "log pattern"));
+        let lines = told.iter().find(|check| check.name == "log lines").unwrap();
+        assert_eq!(lines.outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn the_nginx_that_writes_our_log_is_chosen_of_several() {
+        let seen = ["http { }", "http {", "http { access_log OURS; }"].map(|text| {
+            let read = conf::parse_text(text).map(|root| (root, 1));
+            (Built::default().instance(None, "/".into(), &[]), read)
+        });
+        let chosen = |seen: &[Seen]| {
+            let (_, read) = choose(seen, |_, path| path == "OURS")?;
+            Some(read.map(|(_, site)| site.ours.len()).map_err(String::clone))
+        };
+        assert_eq!(chosen(&seen), Some(Ok(1)));
+        assert_eq!(chosen(&seen[..2]), Some(Ok(0)));
+        assert!(chosen(&seen[1..2]).unwrap().is_err());
+        assert_eq!(chosen(&[]), None);
+    }
+
+    #[test]
     fn a_log_that_another_nginx_writes_is_not_judged_by_this_one() {
         let elsewhere = site("http { access_log /var/log/nginx/access.log; }");
-        let checks = judge(&plan("enforce"), &elsewhere, Path::new(LOG), true);
+        let checks = judge(&plan("enforce"), &elsewhere, LOG, true);
         assert_eq!(outcomes(&checks), [Outcome::Warn], "{checks:#?}");
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(grows(file.path()) && !grows(Path::new("/no/such/file")));
@@ -958,7 +1033,7 @@ mod tests {
         let plan = Plan::new(
             &Config::parse("mode = 'enforce'\n[source]\nproxies = ['10.0.0.0/8']").unwrap(),
         );
-        let judged = |text: &str| judge(&plan, &site(text), Path::new(LOG), false)[2].outcome;
+        let judged = |text: &str| judge(&plan, &site(text), LOG, false)[2].outcome;
         let rich = good("set_real_ip_from 10.0.0.0/8;");
         let plain = rich.replace("\"realip_remote_addr\":\"$realip_remote_addr\",", "");
         assert_eq!(

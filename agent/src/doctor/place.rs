@@ -30,7 +30,7 @@ fn nearest(dir: &Path) -> Option<&Path> {
 }
 
 /// What keeps a folder from being written to, or made.
-fn unwritable(dir: &Path) -> Option<(String, String)> {
+pub(super) fn unwritable(dir: &Path) -> Option<(String, String)> {
     let shown = dir.display();
     let Some(there) = nearest(dir) else {
         return Some((
@@ -138,31 +138,46 @@ fn remote(kind: FsType) -> Option<&'static str> {
 }
 
 fn socket(plan: &Plan) -> Check {
-    let name = "control socket";
-    let path = &plan.config.control.socket;
+    let control = &plan.config.control;
+    let keys = ["control.socket", "control.group"];
+    socket_at(
+        "control socket",
+        &control.socket,
+        control.group.as_deref(),
+        keys,
+    )
+}
+
+/// Can a Unix socket be made there, for a group? Named are the configuration's keys of both.
+pub(super) fn socket_at(
+    name: &str,
+    path: &Path,
+    group: Option<&str>,
+    [path_key, group_key]: [&str; 2],
+) -> Check {
     let shown = path.display();
     // The kernel's limit for the path of a socket.
     if path.as_os_str().len() > 107 {
         return Check::fail(
             name,
             format!("{shown} is longer than the 107 bytes that a socket's path may have"),
-            "correct control.socket",
+            format!("correct {path_key}"),
         );
     }
-    if let Some(group) = &plan.config.control.group
+    if let Some(group) = group
         && matches!(Group::from_name(group), Ok(None))
     {
         return Check::fail(
             name,
             format!("there is no group {group:?}"),
-            format!("`groupadd {group}`, or correct control.group"),
+            format!("`groupadd {group}`, or correct {group_key}"),
         );
     }
     if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
         return Check::fail(
             name,
             format!("{shown} is something else than a socket"),
-            "correct control.socket, or move away what is there",
+            format!("correct {path_key}, or move away what is there"),
         );
     }
     match unwritable(path.parent().unwrap_or(Path::new("/"))) {
@@ -258,6 +273,20 @@ fn running(status: &Status) -> Check {
             "see `portcullis status` and the agent's log",
         );
     }
+    if let Some(unreadable) = status.unreadable.first() {
+        return Check::fail(
+            name,
+            format!("{found}; {unreadable}"),
+            "correct source.format, or the log_format; see `portcullis status`",
+        );
+    }
+    if let Some(error) = status.nginx.as_ref().and_then(|nginx| nginx.error.as_ref()) {
+        return Check::warn(
+            name,
+            format!("{found}; the newest change of Nginx's include failed: {error}"),
+            "put right what Nginx says; see `portcullis status`",
+        );
+    }
     if status.version != own {
         return Check::warn(
             name,
@@ -282,7 +311,7 @@ fn has_links(pin_dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{super::Outcome, *};
-    use crate::config::Config;
+    use crate::{config::Config, enforce::nginx, runtime::Unreadable};
 
     #[test]
     fn a_state_folder_that_is_to_be_made_is_judged_by_the_one_above_it() {
@@ -339,6 +368,42 @@ mod tests {
             synchronised("System has not been booted with systemd", true).outcome,
             Outcome::Pass
         );
+    }
+
+    #[test]
+    fn an_agent_that_sees_or_does_nothing_is_told() {
+        let outcome = |change: &dyn Fn(&mut Status)| {
+            let mut status = Status::sample();
+            change(&mut status);
+            let check = running(&status);
+            (check.outcome, check.found)
+        };
+        assert_eq!(outcome(&|_| {}).0, Outcome::Pass);
+        assert_eq!(
+            outcome(&|s| s.version = "0.0.0".to_owned()).0,
+            Outcome::Warn
+        );
+        let error = Some("no room".to_owned());
+        let failed = outcome(&|s| s.enforce_error = error.clone());
+        assert!(failed.0 == Outcome::Fail && failed.1.ends_with("no room"));
+        let (judged, found) = outcome(&|s| {
+            s.unreadable.push(Unreadable {
+                log: "/a.json".to_owned(),
+                lines: 20,
+                first: Some(0),
+                problem: "no JSON".to_owned(),
+            });
+        });
+        assert_eq!(judged, Outcome::Fail);
+        assert!(found.contains("lines of /a.json can be read"), "{found}");
+        let (judged, found) = outcome(&|s| {
+            s.nginx = Some(nginx::Status {
+                error: Some("nginx -t: exit status: 1".to_owned()),
+                ..nginx::Status::default()
+            });
+        });
+        assert_eq!(judged, Outcome::Warn);
+        assert!(found.contains("nginx -t"), "{found}");
     }
 
     #[test]

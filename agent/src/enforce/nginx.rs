@@ -75,7 +75,11 @@ impl Settings {
         }
     }
 
-    fn test(&self) -> Result<()> {
+    /// Has Nginx test its configuration.
+    ///
+    /// # Errors
+    /// When it would not take it, or does not answer in time: with the last that it has said.
+    pub fn test(&self) -> Result<()> {
         command::run(&self.test, self.timeout)
     }
 
@@ -218,6 +222,19 @@ impl Drop for Nginx {
             _ => error!("the thread that writes Nginx's include hangs and is left behind"),
         }
     }
+}
+
+/// Is the file there? Changes nothing.
+///
+/// # Errors
+/// When it cannot be read, or is somebody else's.
+pub fn is_there(settings: &Settings) -> Result<bool> {
+    let include = Include::new(&settings.include, settings.form)?;
+    let there = include.read()?;
+    if let Some(content) = &there {
+        include.claim(content)?;
+    }
+    Ok(there.is_some())
 }
 
 /// Takes every ban out of the file, and has Nginx read it. Says whether there was anything. Not while an agent writes it.

@@ -314,6 +314,14 @@ pub fn logs(patterns: &[PathBuf]) -> Vec<PathBuf> {
     all.into_iter().collect()
 }
 
+/// Those of the patterns that stand for no log now.
+pub fn unmatched(patterns: &[PathBuf]) -> impl Iterator<Item = &Path> {
+    patterns
+        .iter()
+        .map(PathBuf::as_path)
+        .filter(|pattern| is_pattern(pattern) && matches(pattern).is_empty())
+}
+
 /// Files that match a pattern, without rotated ones: what is called like another match with something after it, or packed.
 fn matches(pattern: &Path) -> Vec<PathBuf> {
     let all: Vec<PathBuf> = glob::glob(&pattern.to_string_lossy())
@@ -351,6 +359,20 @@ mod tests {
         format!(
             "{{\"timestamp\":{time},\"source_ip\":\"192.0.2.1\",\"status\":200,\"n\":{number}}}\n"
         )
+    }
+
+    #[test]
+    fn a_pattern_of_rotated_logs_alone_stands_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("a.json"), "").unwrap();
+        fs::write(path("a.json.1"), "").unwrap();
+        fs::write(path("b.log.gz"), "").unwrap();
+        let patterns = ["*.json", "*.log*", "[x]", "not-there.json"].map(path);
+        let unmatched: Vec<_> = unmatched(&patterns).collect();
+        // A plain path stands for itself.
+        assert_eq!(unmatched, [&patterns[1], &patterns[2]]);
+        assert_eq!(logs(&patterns), [path("a.json"), path("not-there.json")]);
     }
 
     #[test]

@@ -204,17 +204,21 @@ impl Receiver {
     }
 }
 
-/// Messages that may wait at a Unix socket are few by default, and Nginx does not wait for room.
+/// So many messages should be able to wait at a Unix socket: they are few by default, and Nginx does not wait for room.
+pub const ENOUGH_WAITING: u32 = 512;
+
+/// How many can, at a socket that is made now; `None`: not known.
+#[must_use]
+pub fn can_wait() -> Option<u32> {
+    let allowed = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").ok()?;
+    allowed.trim().parse().ok()
+}
+
 fn warn_of_short_queue() {
-    const ENOUGH: u32 = 512;
-    let allowed = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen");
-    let allowed = allowed
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok());
-    if let Some(allowed) = allowed.filter(|allowed| *allowed < ENOUGH) {
+    if let Some(allowed) = can_wait().filter(|allowed| *allowed < ENOUGH_WAITING) {
         warn!(
             "only {allowed} messages can wait at a Unix socket here, and Nginx drops what finds no room: \
-             `sysctl -w net.unix.max_dgram_qlen={ENOUGH}` before the agent starts, or use UDP"
+             `sysctl -w net.unix.max_dgram_qlen={ENOUGH_WAITING}` before the agent starts, or use UDP"
         );
     }
 }

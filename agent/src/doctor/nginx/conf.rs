@@ -7,6 +7,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use super::identity;
+
 /// Bounds: of a file, of files, of includes in includes, of blocks in blocks.
 const LONGEST: u64 = 4 << 20;
 const FILES: usize = 2000;
@@ -33,11 +35,19 @@ impl Directive {
 
 /// Reads a configuration and all that it includes. `root` is the root folder of the Nginx that it belongs to.
 ///
+/// An include of `own`, the file that the agent writes bans to, stays a directive: what it says is none, can be very long, and
+/// before the agent's first start it is not there.
+///
 /// # Errors
 /// One sentence: which file cannot be read, or where it makes no sense.
-pub(super) fn read(root: &Path, path: &Path) -> Result<(Directive, usize), String> {
+pub(super) fn read(
+    root: &Path,
+    path: &Path,
+    own: Option<&Path>,
+) -> Result<(Directive, usize), String> {
     let mut files = Files {
         root,
+        own,
         folder: path.parent().unwrap_or(Path::new("/")),
         read: 0,
     };
@@ -53,6 +63,7 @@ pub(super) fn read(root: &Path, path: &Path) -> Result<(Directive, usize), Strin
 
 struct Files<'a> {
     root: &'a Path,
+    own: Option<&'a Path>,
     folder: &'a Path,
     read: usize,
 }
@@ -83,8 +94,20 @@ impl Files<'_> {
             match directive.args.first() {
                 Some(pattern) if directive.name == "include" => {
                     let pattern = self.folder.join(pattern);
-                    for path in expand(self.root, &pattern) {
-                        all.append(&mut self.file(&path, depth + 1)?);
+                    let mut paths = expand(self.root, &pattern);
+                    // It will be among them once it is there.
+                    let to_come = self.own.filter(|own| !own.exists() && fits(&pattern, own));
+                    paths.extend(to_come.map(Path::to_owned));
+                    for path in paths {
+                        if self.own.is_some_and(|own| is(self.root, &path, own)) {
+                            all.push(Directive {
+                                args: vec![path.to_string_lossy().into_owned()],
+                                block: Vec::new(),
+                                ..directive.clone()
+                            });
+                        } else {
+                            all.append(&mut self.file(&path, depth + 1)?);
+                        }
                     }
                 }
                 _ => {
@@ -107,9 +130,30 @@ pub(super) fn below(root: &Path, path: &Path) -> PathBuf {
     }
 }
 
+/// Is a path of an Nginx with this root folder that file of ours, by its name or in fact?
+pub(super) fn is(root: &Path, path: &Path, file: &Path) -> bool {
+    let there = below(root, path);
+    let same = || identity(&there).is_some_and(|there| identity(file) == Some(there));
+    (root == Path::new("/") && path.components().eq(file.components())) || same()
+}
+
+/// Does a pattern with wildcards name this file, should it come to be?
+fn fits(pattern: &Path, file: &Path) -> bool {
+    let parts = || pattern.components().zip(file.components());
+    is_wild(&pattern.to_string_lossy())
+        && pattern.components().count() == file.components().count()
+        && parts().all(|(pattern, name)| {
+            let name = name.as_os_str().as_encoded_bytes();
+            matches(pattern.as_os_str().as_encoded_bytes(), name)
+        })
+}
+
+fn is_wild(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
 /// The files that a pattern names, in the order of their names. A pattern without wildcards names one, there or not.
 fn expand(root: &Path, pattern: &Path) -> Vec<PathBuf> {
-    let is_wild = |text: &str| text.contains(['*', '?', '[']);
     if !is_wild(&pattern.to_string_lossy()) {
         return vec![pattern.to_owned()];
     }
@@ -418,7 +462,7 @@ mod tests {
         write("sites/a.conf", "a;");
         write("sites/.hidden.conf", "hidden;");
         write("sites/a.conf~", "backup;");
-        let (root, files) = read(Path::new("/"), &dir.path().join("nginx.conf")).unwrap();
+        let (root, files) = read(Path::new("/"), &dir.path().join("nginx.conf"), None).unwrap();
         let names: Vec<_> = root.block[0]
             .block
             .iter()
@@ -426,21 +470,72 @@ mod tests {
             .collect();
         assert_eq!((names, files), (vec!["a", "b", "one"], 4));
         // As seen from outside of a container.
-        let (inside, _) = read(dir.path(), Path::new("/nginx.conf")).unwrap();
+        let (inside, _) = read(dir.path(), Path::new("/nginx.conf"), None).unwrap();
         assert_eq!(inside.block[0].block.len(), 3);
 
         write("loop", "include loop;");
         assert!(
-            read(Path::new("/"), &dir.path().join("loop"))
+            read(Path::new("/"), &dir.path().join("loop"), None)
                 .unwrap_err()
                 .contains("too many")
         );
         write("missing", "include nothing.conf;");
         assert!(
-            read(Path::new("/"), &dir.path().join("missing"))
+            read(Path::new("/"), &dir.path().join("missing"), None)
                 .unwrap_err()
                 .contains("cannot read")
         );
+    }
+
+    #[test]
+    fn the_agent_s_own_file_is_found_and_not_read_be_it_there_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("conf.d/banned.conf");
+        fs::create_dir(dir.path().join("conf.d")).unwrap();
+        let included = |text: &str| {
+            fs::write(dir.path().join("nginx.conf"), text).unwrap();
+            let (root, _) = read(
+                Path::new("/"),
+                &dir.path().join("nginx.conf"),
+                Some(own.as_path()),
+            )
+            .unwrap();
+            let names = root.block[0].block.iter();
+            names
+                .map(|directive| (directive.name.clone(), directive.args.clone()))
+                .collect::<Vec<_>>()
+        };
+        let itself = [(
+            "include".to_owned(),
+            vec![own.to_string_lossy().into_owned()],
+        )];
+        for there in [false, true] {
+            if there {
+                fs::write(&own, "{{{").unwrap();
+            }
+            for pattern in [
+                "conf.d/banned.conf",
+                "conf.d/*.conf",
+                &own.to_string_lossy(),
+            ] {
+                let text = format!("http {{ include {pattern}; }}");
+                assert_eq!(included(&text), itself, "{pattern} {there}");
+            }
+            assert_eq!(
+                included("http { include conf.d/*.txt; include *.d/x*; }"),
+                []
+            );
+        }
+        // As a container has it under another name.
+        let (root, _) = {
+            fs::write(
+                dir.path().join("nginx.conf"),
+                "include /conf.d/banned.conf;",
+            )
+            .unwrap();
+            read(dir.path(), Path::new("/nginx.conf"), Some(own.as_path())).unwrap()
+        };
+        assert_eq!(root.block[0].args, ["/conf.d/banned.conf"]);
     }
 
     #[test]
