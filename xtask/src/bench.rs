@@ -12,6 +12,9 @@ use crate::{
 /// Tells the bench where its kernel programs are.
 const OBJECT_ENV: &str = "PORTCULLIS_BENCH_OBJECT";
 
+/// Tells the bench where the peer is that reads the log.
+const FAIL2BAN_ENV: &str = "PORTCULLIS_BENCH_FAIL2BAN_RS";
+
 /// Package of the bench.
 const PACKAGE: &str = "portcullis-tests";
 
@@ -53,7 +56,8 @@ pub fn run(bench: &Bench) -> Result<()> {
     command
         .args(["-n", "-20"])
         .arg(binary)
-        .env(OBJECT_ENV, object);
+        .env(OBJECT_ENV, object)
+        .env(FAIL2BAN_ENV, sh::root().join(setup::FAIL2BAN));
     if bench.quick {
         command.arg("--quick");
     }

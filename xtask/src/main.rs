@@ -77,10 +77,10 @@ enum Verb {
     /// build failed or nothing ran; 3 if tests that need root were left out and --unprivileged did not accept that.
     Test(test::Args),
 
-    /// Measure what a packet costs in the kernel, beside peers, and how fast bans go in and out
+    /// Measure what a packet costs in the kernel and how fast lines are read, beside peers, and how fast bans go in and out
     ///
-    /// Needs root, and for the peers the packages xdp-tools, ethtool and nftables. Prints a note in Markdown that says
-    /// which of the wanted ratios were met. Fails only if something could not be measured.
+    /// Needs root, and for the peers the packages xdp-tools, ethtool and nftables, and fail2ban-rs, which it builds. Prints
+    /// a note in Markdown that says which of the wanted ratios were met. Fails only if something could not be measured.
     Bench(bench::Bench),
 
     /// Check formatting, lints and documentation of every crate

@@ -18,6 +18,12 @@ use probe::{Found, Host};
 /// The linker's version that this tree is built with.
 const LINKER_VERSION: &str = "0.13.0";
 
+/// The version of fail2ban-rs that the bench measures.
+const FAIL2BAN_VERSION: &str = "1.5.4";
+
+/// Where it is, under the workspace root.
+pub const FAIL2BAN: &str = "target/tools/bin/fail2ban-rs";
+
 /// Where the LLVM is that the linker is built on: of the compiler's version or newer.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -120,6 +126,7 @@ struct Plan {
     components: Vec<&'static str>,
     link_toolchain: bool,
     install_linker: bool,
+    install_fail2ban: bool,
 }
 
 impl Plan {
@@ -147,6 +154,7 @@ impl Plan {
         }
         if purpose == Purpose::Bench {
             plan.packages.extend(missing(PEERS));
+            plan.install_fail2ban = !found.fail2ban;
         }
         plan
     }
@@ -194,6 +202,14 @@ impl fmt::Display for Plan {
                 "cargo",
                 &what,
                 "links the kernel program; a minute's build into target/tools",
+            )?;
+        }
+        if self.install_fail2ban {
+            let what = format!("fail2ban-rs {FAIL2BAN_VERSION}");
+            line(
+                "cargo",
+                &what,
+                "is a peer in the bench; some minutes' build into target/tools",
             )?;
         }
         Ok(())
@@ -278,6 +294,14 @@ fn carry_out(plan: &Plan) -> Result<()> {
                 .env("LLVM_PREFIX", LLVM_PREFIX),
         )
         .context("cannot build bpf-linker")?;
+    }
+    if plan.install_fail2ban {
+        sh::run(
+            sh::cargo()
+                .args(["install", "fail2ban-rs", "--version", FAIL2BAN_VERSION])
+                .args(["--locked", "--force", "--root", "target/tools"]),
+        )
+        .context("cannot build fail2ban-rs")?;
     }
     Ok(())
 }
@@ -374,6 +398,7 @@ mod tests {
             toolchain: Some(LINKED_TOOLCHAIN.to_owned()),
             debian_compiler: true,
             linker: true,
+            fail2ban: true,
             missing_components: Vec::new(),
         }
     }
@@ -453,10 +478,12 @@ mod tests {
         for peer in PEERS {
             found.packages.remove(peer.package);
         }
+        found.fail2ban = false;
         assert_eq!(Plan::new(&found, Purpose::Build), Plan::default());
         assert_eq!(Plan::new(&found, Purpose::Lint), Plan::default());
         let plan = Plan::new(&found, Purpose::Bench);
         assert_eq!(plan.package_names(), ["xdp-tools", "nftables", "ethtool"]);
+        assert!(plan.install_fail2ban);
     }
 
     #[test]

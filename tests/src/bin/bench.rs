@@ -9,6 +9,8 @@
 mod bulk;
 #[path = "bench/cost.rs"]
 mod cost;
+#[path = "bench/fail2ban.rs"]
+mod fail2ban;
 #[path = "bench/lines.rs"]
 mod lines;
 #[path = "bench/live.rs"]
@@ -34,7 +36,7 @@ use note::Note;
 /// See what Portcullis costs, as ratios to peers that are measured in the same run.
 ///
 /// Everything happens in namespaces and on a BPF file system of its own. Needs root, iproute2, and for the peers xdp-tools,
-/// ethtool, nftables, iptables and ipset.
+/// ethtool, nftables, iptables, ipset and fail2ban-rs.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench --", version, max_term_width = 100)]
 struct Args {

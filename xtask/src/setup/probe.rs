@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use super::{BASE, CLIPPY, LINKER, LINKER_VERSION, Need, PEERS};
+use super::{BASE, CLIPPY, FAIL2BAN, FAIL2BAN_VERSION, LINKER, LINKER_VERSION, Need, PEERS};
 use crate::{sh, toolchain};
 
 /// What was found.
@@ -23,6 +23,8 @@ pub struct Found {
     pub debian_compiler: bool,
     /// Whether the linker is here, runs and has the right version.
     pub linker: bool,
+    /// Whether fail2ban-rs is here, runs and has the right version.
+    pub fail2ban: bool,
     /// Components that the lints need of the host's toolchain.
     pub missing_components: Vec<&'static str>,
 }
@@ -43,6 +45,7 @@ impl Found {
                 && is_here("/usr/bin/cargo"),
             toolchain,
             linker: linker_works(),
+            fail2ban: fail2ban_works(),
             missing_components: missing_components(),
         }
     }
@@ -126,6 +129,16 @@ fn linker_works() -> bool {
     let ours = linker.starts_with(sh::root());
     let version = String::from_utf8_lossy(&output.stdout);
     output.status.success() && (!ours || version.trim_end().ends_with(LINKER_VERSION))
+}
+
+fn fail2ban_works() -> bool {
+    Command::new(sh::root().join(FAIL2BAN))
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| {
+            let version = String::from_utf8_lossy(&output.stdout);
+            output.status.success() && version.trim_end().ends_with(FAIL2BAN_VERSION)
+        })
 }
 
 fn missing_components() -> Vec<&'static str> {

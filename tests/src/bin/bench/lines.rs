@@ -1,11 +1,15 @@
 //! How fast lines of the access log are read: parsed, and all the way from a file into the engine.
 
 use std::{
-    fs::File, hint::black_box, io::Write as _, path::Path, process::Command, sync::Arc,
+    fs::File, hint::black_box, io::Write as _, path::Path, process::Command, sync::Arc, thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 use portcullis::{
     config::Config,
     source::{self, CHUNK, Limits, Piece, Start, tail::Tail},
@@ -15,7 +19,10 @@ use portcullis_tests::lab::{clock, wait::eventually};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::note::{Note, Wanted, median};
+use crate::{
+    fail2ban::{DryRun, Filter},
+    note::{Note, Wanted, median},
+};
 
 const LINES: u32 = 1_000_000;
 const CLIENTS: u32 = 20_000;
@@ -37,11 +44,67 @@ struct Bare<'a> {
     _response_size: &'a str,
 }
 
-/// Measures.
+/// A peer, and its rates as long as it does what it is to do.
+struct Peer(Filter, Result<(DryRun, Vec<f64>)>);
+
+impl Peer {
+    fn new(filter: Filter, folder: &Path, log: &Path, lines: &[&[u8]]) -> Self {
+        let prepare = || {
+            let mut clients = Vec::new();
+            for line in lines {
+                let line: Bare<'_> = serde_json::from_slice(line)?;
+                if filter.takes(line.status) {
+                    clients.push(line.source_ip);
+                }
+            }
+            let dry_run = DryRun::new(filter, folder, log, lines.len(), &clients)?;
+            Ok((dry_run, Vec::new()))
+        };
+        Self(filter, prepare())
+    }
+
+    fn run(&mut self) {
+        if let Ok((dry_run, rates)) = &mut self.1 {
+            match dry_run.run() {
+                Ok(time) => rates.push(millions_a_second(time)),
+                Err(error) => self.1 = Err(error),
+            }
+        }
+    }
+
+    fn rate(&self) -> Result<f64, &Error> {
+        self.1.as_ref().map(|(_, rates)| median(rates).0)
+    }
+
+    fn row(&self) -> Vec<String> {
+        let rate = match self.rate() {
+            Ok(rate) => format!("{rate:.2}"),
+            Err(error) => format!("not measured: {error:#}"),
+        };
+        vec![self.0.name().to_owned(), rate]
+    }
+}
+
+/// Measures, all of it on one core: threads and processes that are started here stay there too.
 ///
 /// # Errors
 /// When the file cannot be written or read.
 pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
+    // A thread, so that nothing that is measured later is confined.
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let mut core = CpuSet::new();
+                core.set(sched_getcpu()?)?;
+                sched_setaffinity(Pid::from_raw(0), &core)?;
+                measure_here(quick, note)
+            })
+            .join()
+            .map_err(|_| anyhow!("the bench has panicked"))?
+    })
+}
+
+fn measure_here(quick: bool, note: &mut Note) -> Result<()> {
     eprintln!("lines of the log …");
     let rounds = if quick { 3 } else { 11 };
     let text: Arc<[u8]> = log().into();
@@ -63,6 +126,7 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let mut peers = Filter::ALL.map(|filter| Peer::new(filter, folder.path(), &path, &lines));
     let mut rates = names.map(|_| Vec::new());
     for _ in 0..rounds {
         let [bare, parsed, whole, live] = &mut rates;
@@ -83,6 +147,7 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
         whole.push(millions_a_second(clock::since(start)));
         let time = follow(&runtime, &folder.path().join("live.json"), &text)?;
         live.push(millions_a_second(time));
+        peers.iter_mut().for_each(Peer::run);
     }
     let mut rows = vec![vec![
         "on one core".to_owned(),
@@ -91,15 +156,30 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
     for (name, rates) in names.iter().zip(&rates) {
         rows.push(vec![(*name).to_owned(), format!("{:.2}", median(rates).0)]);
     }
+    rows.extend(peers.iter().map(Peer::row));
     Note::table(
         "Lines of the log",
         &format!(
-            "{LINES} lines of {CLIENTS} clients, {} bytes each, as Nginx writes them.\nMedian of {rounds} interleaved rounds, on the clock.",
-            text.len() / LINES as usize
+            "{LINES} lines of {CLIENTS} clients, {} bytes each, as Nginx writes them.\nMedian of {rounds} interleaved rounds, on the clock. \
+             fail2ban-rs is a process: its start counts, and its time only if it found what there is.",
+            text.len() / LINES as usize,
         ),
         &rows,
     );
-    let [bare, parsed, whole, live] = rates.map(|rates| median(&rates).0);
+    let memory = [
+        memory(folder.path(), &text, 1)?,
+        memory(folder.path(), &text, 3)?,
+    ];
+    ratios(note, rates.map(|rates| median(&rates).0), &peers, memory);
+    Ok(())
+}
+
+fn ratios(
+    note: &mut Note,
+    [bare, parsed, whole, live]: [f64; 4],
+    peers: &[Peer],
+    memory: [u64; 2],
+) {
     note.ratio(
         "parse: of bare serde_json's lines a second",
         parsed / bare,
@@ -116,8 +196,17 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
         whole / bare,
         Wanted::AtLeast(3.5 / 4.5),
     );
-    let once = memory(folder.path(), &text, 1)? as f64 / 1024.0;
-    let thrice = memory(folder.path(), &text, 3)? as f64 / 1024.0;
+    for peer in peers {
+        match peer.rate() {
+            Ok(rate) => note.ratio(
+                &format!("the same, of {}", peer.0.name()),
+                whole / rate,
+                Wanted::AtLeast(1.0),
+            ),
+            Err(error) => note.problem(peer.0.name(), error),
+        }
+    }
+    let [once, thrice] = memory.map(|kib| kib as f64 / 1024.0);
     note.ratio("memory of the agent, MiB", once, Wanted::AtMost(40.0));
     note.ratio(
         "memory of the agent for three times as many lines, of that",
@@ -134,7 +223,6 @@ pub fn measure(quick: bool, note: &mut Note) -> Result<()> {
         live / bare,
         Wanted::AtLeast(2.5 / 4.5),
     );
-    Ok(())
 }
 
 /// The most memory that an agent needs that reads these lines, so many times over.
@@ -275,7 +363,7 @@ fn follow(runtime: &tokio::runtime::Runtime, path: &Path, text: &Arc<[u8]>) -> R
         let mut counted = Counted::new();
         let start = clock::now();
         let (path, text) = (path.to_owned(), Arc::clone(text));
-        let writer = std::thread::spawn(move || {
+        let writer = thread::spawn(move || {
             let mut file = File::options().append(true).open(path)?;
             text.chunks(64 * 1024)
                 .try_for_each(|part| file.write_all(part))
@@ -288,12 +376,12 @@ fn follow(runtime: &tokio::runtime::Runtime, path: &Path, text: &Arc<[u8]>) -> R
         let time = clock::since(start);
         writer
             .join()
-            .map_err(|_| anyhow::anyhow!("the writer has panicked"))??;
+            .map_err(|_| anyhow!("the writer has panicked"))??;
         drop(batches);
         for thread in source.threads {
             thread
                 .join()
-                .map_err(|_| anyhow::anyhow!("the source has panicked"))?;
+                .map_err(|_| anyhow!("the source has panicked"))?;
         }
         counted.check()?;
         Ok(time.saturating_sub(writing))
