@@ -26,12 +26,15 @@ pub const MAX_LOGS: usize = 256;
 /// Patterns are looked at anew so often.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What has come to a log in so short a time is of the present.
+const REST: Duration = Duration::from_secs(1);
+
 /// The logs.
 #[derive(Debug)]
 pub struct Follow {
     settings: Settings,
     followed: Vec<Followed>,
-    /// Whose turn it is.
+    /// Whose turn it is, of those that are equally far behind.
     next: usize,
     looked: Duration,
     too_many: bool,
@@ -46,6 +49,17 @@ struct Followed {
     /// The time of its next line is not earlier than this, in epoch seconds; 0 until a line with a time was read, so what cannot
     /// be read comes first.
     front: u64,
+    /// When it was read to its end, on the boot clock, if the others have not had their turns since.
+    ended: Option<Duration>,
+}
+
+impl Followed {
+    /// It was just read to its end, and the others come first now, even if its clock is behind theirs and more comes all the
+    /// time.
+    fn rests(&self, now: Duration) -> bool {
+        self.ended
+            .is_some_and(|ended| now.saturating_sub(ended) < REST)
+    }
 }
 
 /// What came from one of the logs.
@@ -106,6 +120,7 @@ impl Follow {
             tail,
             is_failing: false,
             front: 0,
+            ended: None,
         });
         Ok(())
     }
@@ -135,8 +150,20 @@ impl Follow {
     /// up no other; that is said once, and tried again.
     pub fn read(&mut self, limit: usize, now: Duration) -> Option<Found> {
         // Those that may have something.
-        let mut waiting: Vec<usize> = (0..self.followed.len()).collect();
-        while let Some(index) = self.turn(&waiting) {
+        let all = 0..self.followed.len();
+        let (mut waiting, mut resting): (Vec<usize>, Vec<usize>) =
+            all.partition(|index| !self.followed[*index].rests(now));
+        loop {
+            let Some(index) = self.turn(&waiting) else {
+                if resting.is_empty() {
+                    return None;
+                }
+                waiting = std::mem::take(&mut resting);
+                for index in &waiting {
+                    self.followed[*index].ended = None;
+                }
+                continue;
+            };
             let bound = self.bound(index, &waiting);
             let format = &self.settings.format;
             let ripe = |lines: &[u8]| bound.map_or(lines.len(), |bound| ripe(format, lines, bound));
@@ -168,12 +195,12 @@ impl Follow {
                 continue;
             }
             self.next = index + 1;
+            followed.ended = (followed.tail.backlog() == 0).then_some(now);
             return Some(Found {
                 piece,
                 progress: followed.tail.progress(),
             });
         }
-        None
     }
 
     /// Whose turn it is: the one furthest behind, and in turn those that are equally far.
@@ -506,6 +533,7 @@ mod tests {
                         self.put(log, &line(self.time, self.written));
                         self.written += 1;
                         self.time += u64::from(gap);
+                        self.now += Duration::from_secs(gap.into());
                     }
                 }
                 Step::Garbage(log) => self.put(log, "no line\nnor this one\n"),
@@ -534,6 +562,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_clock_that_is_behind_holds_up_no_other_log() {
+        let mut world = World::new();
+        while world.read_one(4096) {}
+        let mut waited = 0;
+        for number in 0..100 {
+            // There is always something new in the log whose clock is an hour behind, and in one that nobody can read.
+            world.put(0, &line(world.time - 3600, 2 * number));
+            world.put(1, "no line\n");
+            world.put(2, &line(world.time, 2 * number + 1));
+            world.time += 1;
+            for _ in 0..2 {
+                assert!(world.read_one(4096));
+            }
+            let other = world.read.iter().filter(|(number, _)| number % 2 == 1);
+            waited = waited.max(number + 1 - other.count());
+        }
+        assert!(waited <= 3, "{waited} lines waited at a time");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -548,7 +596,7 @@ mod tests {
             while world.read_one(300) {}
             let mut newest = 0;
             for (number, time) in &world.read {
-                prop_assert!(newest <= time + AHEAD, "line {number} comes {} s late", newest - time);
+                prop_assert!(newest <= time + AHEAD + REST.as_secs(), "line {number} comes {} s late", newest - time);
                 newest = newest.max(*time);
             }
             let mut numbers: Vec<usize> = world.read.iter().map(|(number, _)| *number).collect();
