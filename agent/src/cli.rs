@@ -108,7 +108,7 @@ struct Configured {
 
 #[derive(Debug, Args)]
 struct Lines {
-    /// Logs, also packed (.gz, .zst, .xz); `-` is standard input
+    /// Logs, also packed (gzip, zstd, xz); `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// In place of source.format: auto, json, combined or a `log_format` of Nginx

@@ -36,11 +36,26 @@ impl Packing {
         }
     }
 
+    /// What it is by its first bytes, whatever it is called.
+    fn of_head(head: &[u8]) -> Option<Self> {
+        // RFC 1952, RFC 8878 and the .xz file format.
+        let is = |magic: &[u8]| head.starts_with(magic);
+        if is(b"\x1f\x8b") {
+            Some(Self::Gzip)
+        } else if is(b"\x28\xb5\x2f\xfd") {
+            Some(Self::Zstd)
+        } else if is(b"\xfd7zXZ\0") {
+            Some(Self::Xz)
+        } else {
+            None
+        }
+    }
+
     /// The text of such a file. A file that is damaged or cut off is an error where the damage is, after what is whole.
     ///
     /// # Errors
     /// When it does not begin as such files do.
-    pub fn unpack(self, file: File) -> io::Result<Box<dyn Read + Send>> {
+    pub fn unpack(self, file: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
         let file = BufReader::with_capacity(64 * 1024, file);
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
@@ -55,12 +70,12 @@ impl Packing {
 }
 
 /// Frame after frame: tools that append to a compressed file write several.
-struct Zstd {
-    file: BufReader<File>,
+struct Zstd<R> {
+    file: BufReader<R>,
     frame: Option<Box<ruzstd::decoding::FrameDecoder>>,
 }
 
-impl Read for Zstd {
+impl<R: Read> Read for Zstd<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         use io::BufRead as _;
         use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
@@ -92,16 +107,24 @@ impl Read for Zstd {
     }
 }
 
-/// The text of a log as a whole: a file, compressed or not, or `-` for standard input.
+/// The text of a log as a whole: a file, or `-` for standard input, compressed or not, which its first bytes tell.
 ///
 /// # Errors
-/// When it cannot be opened.
+/// When it cannot be opened, or not read.
 pub fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdin()));
-    }
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    match Packing::of(path) {
+    let mut file: Box<dyn Read + Send> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
+    };
+    let mut head = Vec::new();
+    (&mut file)
+        .take(6)
+        .read_to_end(&mut head)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let packing = Packing::of_head(&head);
+    let file = io::Cursor::new(head).chain(file);
+    match packing {
         None => Ok(Box::new(file)),
         Some(packing) => packing
             .unpack(file)
@@ -243,6 +266,12 @@ mod tests {
             let both = [packed(packing, b"one\n"), packed(packing, b"two\n")].concat();
             std::fs::write(&path, both).unwrap();
             assert_eq!(lines(&path).unwrap(), expected(), "{name}");
+            // Whatever it is called.
+            let other = folder.path().join("packed");
+            std::fs::rename(&path, &other).unwrap();
+            assert_eq!(lines(&other).unwrap(), expected(), "{name}");
+            std::fs::write(&path, "one\ntwo").unwrap();
+            assert_eq!(lines(&path).unwrap(), expected(), "{name}");
         }
     }
 
@@ -262,8 +291,8 @@ mod tests {
                 .unwrap();
             assert!(first.bytes.starts_with(b"one\ntwo\n"), "{name}");
         }
-        let path = folder.path().join("none.gz");
-        std::fs::write(&path, "no gzip").unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, b"\x1f\x8bno gzip").unwrap();
         assert!(lines(&path).is_err());
     }
 
