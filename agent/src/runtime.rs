@@ -43,6 +43,8 @@ use crate::{
 const QUEUE: usize = 1024;
 /// Time passes for the engine so often.
 const TICK: Duration = Duration::from_millis(250);
+/// At the start, how long the disk may take to know from where on the logs are read.
+const SETTLE: Duration = Duration::from_secs(5);
 /// The source's position is made durable so often.
 const SAVE_CHECKPOINT: Duration = Duration::from_secs(1);
 
@@ -224,6 +226,9 @@ pub async fn run(config: Config) -> Result<()> {
     };
     agent.store.save_mode(config.mode);
     agent.save_checkpoint();
+    // Whatever happens from now on, it is known what was written since: the loop answers nobody before. A disk that fails has
+    // been said to, and keeps nobody from enforcing.
+    agent.store.settle(SETTLE);
     if let Some(forgotten) = forgotten {
         for change in &forgotten.changes {
             agent.store.save(change);

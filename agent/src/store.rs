@@ -45,15 +45,25 @@ enum Table {
 type Pending = BTreeMap<(Table, String), Option<Vec<u8>>>;
 
 #[derive(Debug, Default)]
+struct Queue {
+    pending: Pending,
+    /// What was pending is being written.
+    is_writing: bool,
+    /// No more comes.
+    is_closing: bool,
+}
+
+#[derive(Debug, Default)]
 struct Shared {
-    pending: Mutex<(Pending, bool)>,
+    queue: Mutex<Queue>,
     changed: Condvar,
+    written: Condvar,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, (Pending, bool)> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         // A panic while it was held has left a complete map all the same.
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,21 +168,34 @@ impl Store {
     }
 
     fn put(&self, table: Table, key: String, value: Option<Vec<u8>>) {
-        self.shared.lock().0.insert((table, key), value);
+        self.shared.lock().pending.insert((table, key), value);
         self.shared.changed.notify_one();
+    }
+
+    /// Waits until all that was saved is on disk, but not longer than that; says whether it is.
+    pub fn settle(&self, most: Duration) -> bool {
+        let is_on_its_way = |queue: &mut Queue| queue.is_writing || !queue.pending.is_empty();
+        let queue = self.shared.lock();
+        let (queue, waited) = self
+            .shared
+            .written
+            .wait_timeout_while(queue, most, is_on_its_way)
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(queue);
+        !waited.timed_out()
     }
 
     /// Changes that are not on disk yet.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.shared.lock().0.len()
+        self.shared.lock().pending.len()
     }
 }
 
 impl Drop for Store {
     /// Writes what is pending, once.
     fn drop(&mut self) {
-        self.shared.lock().1 = true;
+        self.shared.lock().is_closing = true;
         self.shared.changed.notify_one();
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
@@ -191,19 +214,22 @@ fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
 fn write_all(database: &Database, path: &Path, shared: &Shared) {
     let mut failing = false;
     loop {
-        let mut guard = shared.lock();
-        while guard.0.is_empty() && !guard.1 {
-            guard = shared
-                .changed
-                .wait(guard)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        let (changes, closing) = (std::mem::take(&mut guard.0), guard.1);
-        drop(guard);
+        let mut queue = shared
+            .changed
+            .wait_while(shared.lock(), |queue| {
+                queue.pending.is_empty() && !queue.is_closing
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let (changes, closing) = (std::mem::take(&mut queue.pending), queue.is_closing);
+        queue.is_writing = true;
+        drop(queue);
         if changes.is_empty() && closing {
             return;
         }
-        match write(database, &changes) {
+        let result = write(database, &changes);
+        let mut queue = shared.lock();
+        queue.is_writing = false;
+        match result {
             Ok(()) if failing => {
                 info!("{} can be written again", path.display());
                 failing = false;
@@ -217,22 +243,22 @@ fn write_all(database: &Database, path: &Path, shared: &Shared) {
                     );
                 }
                 failing = true;
-                let mut guard = shared.lock();
                 for (key, value) in changes {
                     // What has come meanwhile is newer.
-                    guard.0.entry(key).or_insert(value);
+                    queue.pending.entry(key).or_insert(value);
                 }
                 if closing {
-                    error!("{} changes of the ledger are lost", guard.0.len());
+                    error!("{} changes of the ledger are lost", queue.pending.len());
                     return;
                 }
                 drop(
                     shared
                         .changed
-                        .wait_timeout_while(guard, RETRY, |(_, closing)| !*closing),
+                        .wait_timeout_while(queue, RETRY, |queue| !queue.is_closing),
                 );
             }
         }
+        shared.written.notify_all();
     }
 }
 
@@ -353,6 +379,8 @@ mod tests {
         store.save(&Change::Offences("192.0.2.1".parse().unwrap(), offences));
         store.save(&Change::Unban("2001:db8::/64".parse().unwrap()));
         store.save_checkpoint(&Checkpoint::default());
+        assert!(store.settle(Duration::from_mins(1)));
+        assert_eq!(store.pending(), 0);
         drop(store);
         let (_store, contents) = Store::open(folder.path()).unwrap();
         assert_eq!(contents.saved.bans, [ban("192.0.2.1")]);
