@@ -122,7 +122,7 @@ fn reached(settings: &Settings, seen: &[Seen]) -> Check {
     let hole = match settings.form {
         Form::Geo => unused(&readable, block).map(|hole| (hole, lines(settings))),
         Form::Deny => open(&readable).map(|hole| {
-            let remedy = "include it there, too, or take enforce.nginx.form = \"geo\" (README.md)";
+            let remedy = "include it there, too, before any `allow all`, or take enforce.nginx.form = \"geo\" (README.md)";
             (hole, remedy.to_owned())
         }),
     };
@@ -190,12 +190,17 @@ fn find_open(block: &Directive, inherited: bool, places: &mut Vec<String>) {
     let has_rules = own.peek().is_some();
     // Who is not named there is kept out anyway.
     let is_shut = own.any(|rule| rule.name == "deny" && rule.args == ["all"]);
-    let holds = block.all("include").next().is_some() || (inherited && !has_rules) || is_shut;
-    let is_open = match block.name.as_str() {
-        "server" => !holds && !has_include(block),
-        "location" | "limit_except" => !holds && inherited,
-        _ => false,
-    };
+    // The first rule that matches counts.
+    let before = || block.block.iter().take_while(|rule| rule.name != "include");
+    let includes = block.all("include").next().is_some();
+    let is_late = includes && before().any(|rule| rule.name == "allow" && rule.args == ["all"]);
+    let holds = (includes && !is_late) || (inherited && !has_rules) || is_shut;
+    let is_open = is_late
+        || match block.name.as_str() {
+            "server" => !holds && !has_include(block),
+            "location" | "limit_except" => !holds && inherited,
+            _ => false,
+        };
     if is_open {
         places.push(format!("the {} at {}", block.name, block.place));
     }
@@ -402,6 +407,9 @@ mod tests {
             ("server { include OURS; } server { }", false),
             ("server { location / { include OURS; } }", true),
             ("allow 10.0.0.0/8; include OURS; server { }", true),
+            ("include OURS; allow all; server { }", true),
+            ("allow all; include OURS; server { }", false),
+            ("server { allow all; include OURS; }", false),
         ] {
             let check = site.reached(&format!("http {{ {http} }}"));
             let outcome = if holds { Outcome::Pass } else { Outcome::Warn };
