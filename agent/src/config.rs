@@ -552,7 +552,7 @@ fn declare(r: &mut Reader) -> Config {
             logs,
             start,
             format: format.clone(),
-            ahead_secs: u64::from(window_secs / 10),
+            ahead_secs: u64::from(window_secs / 4),
             limits: Limits {
                 max_line,
                 rewind: Duration::from_secs(rewind.into()),

@@ -149,6 +149,8 @@ impl Follow {
     /// Up to `limit` bytes of the log whose next line is the oldest, of those that have something. One that cannot be read holds
     /// up no other; that is said once, and tried again.
     pub fn read(&mut self, limit: usize, now: Duration) -> Option<Found> {
+        // With one log there is nobody to wait for.
+        let is_one_of_several = self.followed.len() > 1;
         // Those that may have something.
         let all = 0..self.followed.len();
         let (mut waiting, mut resting): (Vec<usize>, Vec<usize>) =
@@ -183,8 +185,7 @@ impl Follow {
                 continue;
             };
             let held = followed.tail.held();
-            // With one log there is nobody to wait for.
-            if bound.is_some() || held.is_some() {
+            if is_one_of_several {
                 let next = held.and_then(|lines| oldest(format, lines));
                 if let Some((_, time)) = next.or_else(|| newest(format, &piece.bytes)) {
                     followed.front = time;

@@ -331,12 +331,8 @@ impl Reader {
 
     /// Has a former run read what comes next?
     pub fn is_reading_again(&self) -> bool {
-        self.again() > 0
-    }
-
-    fn again(&self) -> u64 {
         let resumed = self.resumed.as_ref();
-        resumed.map_or(0, |resumed| resumed.offset.saturating_sub(self.here()))
+        resumed.is_some_and(|resumed| self.here() < resumed.offset)
     }
 
     /// These bytes are dealt with.
@@ -396,8 +392,9 @@ impl Reader {
             )));
         }
         // A piece is either all read again or all new.
-        let is_again = self.is_reading_again();
-        let limit = match self.again() {
+        let resumed = self.resumed.as_ref().map_or(0, |resumed| resumed.offset);
+        let again = resumed.saturating_sub(self.offset);
+        let limit = match again {
             0 => limit as u64,
             again => again.min(limit as u64),
         };
@@ -432,7 +429,7 @@ impl Reader {
         let mut piece = Piece {
             bytes,
             start,
-            again: is_again,
+            again: again > 0,
             cut: None,
         };
         if self.cut && !piece.bytes.is_empty() {

@@ -23,6 +23,8 @@ struct Entry {
     path: PathBuf,
     id: FileId,
     modified: SystemTime,
+    /// It is called like a rotation of the log.
+    is_rotation: bool,
 }
 
 /// The file that a position was said of, where that stands, under the name that it has after a rotation.
@@ -57,7 +59,7 @@ pub(super) fn find(log: &Path, position: &Position) -> Option<Reader> {
     let among = |beside: &[Entry]| {
         let (mut packed, plain): (Vec<_>, Vec<_>) = beside
             .iter()
-            .filter(|entry| is_rotation(&entry.path, log, &position.path) && !is_log(&entry.path))
+            .filter(|entry| entry.is_rotation && !is_log(&entry.path))
             .partition(|entry| Packing::of(&entry.path).is_some());
         plain.into_iter().find_map(resume).or_else(|| {
             // Packing keeps the time of the last line, or has a later one.
@@ -102,7 +104,7 @@ pub(super) fn since(
                         .iter()
                         .any(|other| other.path == path.with_extension(""));
                 entry.modified >= last.modified
-                    && is_rotation(path, log, &last.path)
+                    && entry.is_rotation
                     && path.canonicalize().ok() != current
                     && !is_half_packed
                     && !known.iter().any(|reader| reader.id == entry.id)
@@ -131,12 +133,12 @@ fn steadily<T>(
             return found;
         }
         let now = beside(log, former);
-        let is_same = seen.len() == now.len()
-            && seen
-                .iter()
-                .zip(&now)
-                .all(|(seen, now)| seen.path == now.path && seen.id == now.id);
-        if is_same {
+        // Whatever else comes and goes there is none of our business.
+        let rotations = |files: &[Entry]| -> Vec<(PathBuf, FileId)> {
+            let rotations = files.iter().filter(|file| file.is_rotation);
+            rotations.map(|file| (file.path.clone(), file.id)).collect()
+        };
+        if rotations(&seen) == rotations(&now) {
             return found;
         }
         seen = now;
@@ -203,6 +205,7 @@ fn beside(log: &Path, former: &Path) -> Vec<Entry> {
         Some(Entry {
             id: FileId::of(&metadata),
             modified: metadata.modified().ok()?,
+            is_rotation: is_rotation(&path, log, former),
             path,
         })
     };

@@ -734,6 +734,22 @@ mod tests {
         assert!((20..=26).contains(&again.len()), "{again:?}");
     }
 
+    #[test]
+    fn short_new_lines_behind_a_long_old_one_are_new() {
+        for length in 1..40 {
+            let old = format!("{}\n", "x".repeat(length));
+            let mut bench = Bench::new(Start::Beginning, &old);
+            assert_eq!(bench.drain(), old);
+            bench.append("log", "a\nb\nc\n");
+            bench.restart();
+            let mut read = [String::new(), String::new()];
+            while let Some(piece) = bench.tail.read(7, bench.now, ALL).unwrap() {
+                read[usize::from(piece.again)] += &text(&piece);
+            }
+            assert_eq!(read, ["a\nb\nc\n".to_owned(), old]);
+        }
+    }
+
     /// What happens to a log.
     #[derive(Clone, Debug)]
     enum Step {
