@@ -237,6 +237,8 @@ pub struct Source {
 
 /// Files are looked at so often even when nobody says that they have changed: file events can be lost.
 const POLL: Duration = Duration::from_secs(1);
+/// While much is left to read, how much that is is looked at so often.
+const LOOK: Duration = Duration::from_millis(20);
 /// So many bytes are read at a time.
 pub const CHUNK: usize = 256 * 1024;
 
@@ -319,11 +321,19 @@ struct Reading {
 impl Reading {
     fn run(mut self) {
         let mut catch_up = CatchUp::default();
+        // What there was left to read, and when that was looked at.
+        let (mut backlog, mut looked) = (0, Duration::ZERO);
         while !self.to.is_closed() {
             let found = self.follow.read(CHUNK, clock::boot());
-            let (now, backlog) = (clock::boot(), self.follow.backlog());
-            self.counters.look(backlog, now);
+            let now = clock::boot();
             let bytes = found.as_ref().map_or(0, |found| found.piece.bytes.len()) as u64;
+            // With many logs it takes longer to look at all of them than to read from one.
+            if found.is_some() && backlog > CHUNK as u64 && now.saturating_sub(looked) < LOOK {
+                backlog = backlog.saturating_sub(bytes);
+            } else {
+                (backlog, looked) = (self.follow.backlog(), now);
+            }
+            self.counters.look(backlog, now);
             self.pace.passed(now, bytes, backlog, CHUNK as u64);
             let behind = catch_up.is_behind();
             let left = if found.is_some() { backlog } else { 0 };

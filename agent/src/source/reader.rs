@@ -94,6 +94,8 @@ pub(super) struct Reader {
     offset: u64,
     /// Whole lines that were read and wait to be handed on.
     held: Vec<u8>,
+    /// So many bytes of those were handed on already.
+    handed_on: usize,
     /// The beginning of a line whose end is not written yet, after those; `offset` is behind it.
     partial: Vec<u8>,
     /// The rest of the current line is thrown away: it is too long.
@@ -145,6 +147,7 @@ impl Reader {
             path,
             offset: 0,
             held: Vec::new(),
+            handed_on: 0,
             partial: Vec::new(),
             cut: false,
             recent: Vec::new(),
@@ -213,6 +216,7 @@ impl Reader {
         self.offset = rewind;
         self.resumed = Some(position.clone());
         self.held.clear();
+        self.handed_on = 0;
         self.partial.clear();
         self.cut = position.cut && rewind == position.offset;
         self.marks.clear();
@@ -223,6 +227,7 @@ impl Reader {
     pub fn begin_anew(&mut self) {
         self.offset = 0;
         self.held.clear();
+        self.handed_on = 0;
         self.partial.clear();
         self.cut = false;
         self.recent.clear();
@@ -254,7 +259,7 @@ impl Reader {
 
     /// Bytes that are there and not handed on. Of a packed file nobody knows.
     pub fn backlog(&self) -> u64 {
-        self.held.len() as u64 + self.unread()
+        self.held().map_or(0, <[u8]>::len) as u64 + self.unread()
     }
 
     fn unread(&self) -> u64 {
@@ -273,12 +278,13 @@ impl Reader {
 
     /// The next lines, if they were read and wait to be handed on.
     pub fn held(&self) -> Option<&[u8]> {
-        (!self.held.is_empty()).then_some(&self.held)
+        let held = &self.held[self.handed_on..];
+        (!held.is_empty()).then_some(held)
     }
 
     /// Everything before this was handed on.
     fn here(&self) -> u64 {
-        self.offset - (self.held.len() + self.partial.len()) as u64
+        self.offset - (self.held.len() - self.handed_on + self.partial.len()) as u64
     }
 
     /// Does no name lead to it any more?
@@ -298,7 +304,8 @@ impl Reader {
         if file.metadata()?.len() < self.offset {
             return Ok(false);
         }
-        let read = [self.recent.as_slice(), &self.held, &self.partial].concat();
+        let held = self.held().unwrap_or_default();
+        let read = [self.recent.as_slice(), held, &self.partial].concat();
         match before(file, self.offset, read.len()) {
             Ok(there) => Ok(there == read),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -378,18 +385,14 @@ impl Reader {
         if !self.cut {
             self.mark(now, limits.rewind);
         }
-        if !self.held.is_empty() {
+        if self.held().is_some() {
             let (start, again) = (self.here(), self.is_reading_again());
-            let bytes = std::mem::take(&mut self.held);
-            return Ok(Some(self.hand_on(
-                Piece {
-                    bytes,
-                    start,
-                    again,
-                    cut: None,
-                },
-                ripe,
-            )));
+            return Ok(Some(Piece {
+                bytes: self.next_ripe(ripe),
+                start,
+                again,
+                cut: None,
+            }));
         }
         // A piece is either all read again or all new.
         let resumed = self.resumed.as_ref().map_or(0, |resumed| resumed.offset);
@@ -440,9 +443,10 @@ impl Reader {
             piece.start += end as u64;
             self.cut = false;
         }
-        let mut piece = self.hand_on(piece, ripe);
+        self.held = std::mem::take(&mut piece.bytes);
+        piece.bytes = self.next_ripe(ripe);
         // What waits comes first.
-        if self.held.is_empty() && !self.cut && self.partial.len() > limits.max_line {
+        if self.held().is_none() && !self.cut && self.partial.len() > limits.max_line {
             self.drop_hole();
             if self.partial.len() > limits.max_line {
                 piece.cut = Some(self.offset - self.partial.len() as u64);
@@ -456,11 +460,23 @@ impl Reader {
         Ok(Some(piece))
     }
 
-    /// Keeps back what is not ripe.
-    fn hand_on(&mut self, mut piece: Piece, ripe: Ripe<'_>) -> Piece {
-        self.held = piece.bytes.split_off(ripe(&piece.bytes));
-        self.pass(&piece.bytes);
-        piece
+    /// Of the lines that are held, those that are ripe.
+    fn next_ripe(&mut self, ripe: Ripe<'_>) -> Vec<u8> {
+        let held = self.held().unwrap_or_default();
+        let ripe = ripe(held);
+        // Most often all of them are, and need not be copied.
+        let bytes = if self.handed_on == 0 && ripe == held.len() {
+            std::mem::take(&mut self.held)
+        } else {
+            held[..ripe].to_vec()
+        };
+        self.handed_on += ripe;
+        if self.handed_on >= self.held.len() {
+            self.held.clear();
+            self.handed_on = 0;
+        }
+        self.pass(&bytes);
+        bytes
     }
 
     /// Who writes on at an old offset into a truncated file leaves a hole before it, which reads as zeros: no line.
