@@ -79,18 +79,14 @@ pub(super) fn since(
     known: &[&Reader],
     done: &[&Position],
 ) -> Vec<Reader> {
-    let heads: Vec<Vec<u8>> = known
-        .iter()
-        .filter_map(|reader| reader.head().ok())
-        .collect();
     let open = |entry: &Entry| {
         let reader = Reader::open(&entry.path).ok()?;
         let head = reader.head().ok()?;
-        let is_known = heads.contains(&head)
-            || done
-                .iter()
-                .any(|position| position.done.is_some_and(|done| done.begins(&head)));
-        (!head.is_empty() && !is_known).then_some(reader)
+        (!head.is_empty()).then_some((reader, head))
+    };
+    let is_done = |head: &[u8]| {
+        let mut done = done.iter().filter_map(|position| position.done);
+        done.any(|done| done.begins(head))
     };
     let among = |beside: &[Entry]| {
         let current = log.canonicalize().ok();
@@ -111,7 +107,16 @@ pub(super) fn since(
             })
             .collect();
         newer.sort_by_key(|entry| entry.modified);
-        newer.into_iter().filter_map(open).collect()
+        let opened: Vec<_> = newer.into_iter().filter_map(open).collect();
+        // Only now: a file that was just begun when the look began can have been packed since.
+        let heads: Vec<_> = known
+            .iter()
+            .filter_map(|reader| reader.head().ok())
+            .collect();
+        let unknown = opened
+            .into_iter()
+            .filter(|(_, head)| !heads.contains(head) && !is_done(head));
+        unknown.map(|(reader, _)| reader).collect()
     };
     steadily(log, &last.path, among, |_| false)
 }
