@@ -5,7 +5,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -39,6 +39,9 @@ pub struct Tail {
     done: VecDeque<Position>,
     /// The file that was at the path before: what was rotated away unseen came after it.
     last: Option<Position>,
+    /// When the newest of those was written to: what is older was found already. While a look takes its time, what it finds can be
+    /// newer than the file at the path.
+    found: Option<SystemTime>,
     counters: Arc<Counters>,
 }
 
@@ -73,6 +76,7 @@ impl Tail {
             lingering: VecDeque::new(),
             done: VecDeque::new(),
             last: None,
+            found: None,
             counters,
         };
         match (progress, start, &mut tail.current) {
@@ -136,7 +140,14 @@ impl Tail {
         let lingering = self.lingering.iter().map(|(reader, _)| reader);
         let known: Vec<&Reader> = lingering.chain(&self.current).collect();
         let done: Vec<&Position> = self.done.iter().collect();
-        let missed = rotated::since(&self.path, last, &known, &done);
+        let last = Position {
+            modified: self
+                .found
+                .map_or(last.modified, |found| found.max(last.modified)),
+            ..last.clone()
+        };
+        let missed = rotated::since(&self.path, &last, &known, &done);
+        self.found = missed.iter().map(Reader::modified).max().or(self.found);
         for reader in &missed {
             info!(
                 "{} was rotated away unseen: reading it, too",
@@ -353,11 +364,7 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs::File,
-        io::Write as _,
-        time::{Duration, SystemTime},
-    };
+    use std::{fs::File, io::Write as _, time::Duration};
 
     use proptest::prelude::*;
 
