@@ -105,6 +105,10 @@ fn a_hundred_rotations_under_load_lose_no_line_and_double_none() -> Result<()> {
             nginx.log(),
             &format!(" compress\n delaycompress\n {reopen}"),
         )?;
+        // What Nginx writes into a file that is being packed is lost to everybody.
+        eventually("Nginx to write to its new log", SOON, || {
+            Ok((fs::metadata(nginx.log())?.len() > 0).then_some(()))
+        })?;
     }
     let count = traffic.stop();
     // And the one that asked whether Nginx was there.
