@@ -223,8 +223,7 @@ fn beside(log: &Path, former: &Path) -> Vec<Entry> {
 mod tests {
     use std::{
         collections::BTreeSet,
-        sync::atomic::{AtomicBool, Ordering},
-        time::Duration,
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     };
 
     use super::*;
@@ -275,29 +274,34 @@ mod tests {
         for number in 1..=FILES {
             fs::write(name(number), format!("{number}\n")).unwrap();
         }
-        let is_over = AtomicBool::new(false);
+        let (is_over, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
-            // As logrotate does: the last one first, each to the next number. Between two rotations a look fits in.
+            // As logrotate does: the last one first, each to the next number. Between two rotations a look comes to
+            // its end, which most often began before them.
             scope.spawn(|| {
                 for first in 1.. {
                     for number in (first..first + FILES).rev() {
                         fs::rename(name(number), name(number + 1)).unwrap();
                     }
-                    std::thread::sleep(Duration::from_millis(20));
-                    if is_over.load(Ordering::Relaxed) {
-                        return;
+                    let before = looks.load(Ordering::Relaxed);
+                    while looks.load(Ordering::Relaxed) == before {
+                        if is_over.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        std::thread::yield_now();
                     }
                 }
             });
-            let looks: Vec<(usize, usize)> = (0..100)
+            let found: Vec<(usize, usize)> = (0..100)
                 .map(|_| {
                     let found = since(&log, &last, &[&current], &[]);
                     let heads: BTreeSet<_> = found.iter().map(|file| file.head().ok()).collect();
+                    looks.fetch_add(1, Ordering::Relaxed);
                     (found.len(), heads.len())
                 })
                 .collect();
             is_over.store(true, Ordering::Relaxed);
-            assert_eq!(looks, vec![(FILES, FILES); 100]);
+            assert_eq!(found, vec![(FILES, FILES); 100]);
         });
     }
 }

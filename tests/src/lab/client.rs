@@ -59,7 +59,13 @@ fn get_with(client: IpAddr, path: &str, header: &str, timeout: Duration) -> Resu
             .as_bytes(),
     )?;
     let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    match stream.take(MAX_ANSWER).read_to_end(&mut answer) {
+        // Whom this very request got banned, Nginx has answered before it wrote the line; then the agent ends the
+        // connection, often before the client has read what it was sent.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => {}
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
     status(&answer).ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidData,
