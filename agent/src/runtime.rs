@@ -504,7 +504,7 @@ impl Agent {
                         });
                     }
                 }
-                Command::Unban(ban, cause) => {
+                Command::Unban(ban, cause, _) => {
                     if ban.gate.has_nginx() {
                         self.unban_in_nginx(&ban, &cause);
                     }

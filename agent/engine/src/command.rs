@@ -17,8 +17,8 @@ use crate::{
 pub enum Command {
     /// Put this ban in force; answered by [`Outcome::Banned`].
     Ban(Ban),
-    /// Take this ban away, for this reason; answered by [`Outcome::Unbanned`].
-    Unban(Ban, String),
+    /// Take this ban away, for this reason; answered by [`Outcome::Unbanned`]. Decided at that time.
+    Unban(Ban, String, Timestamp),
     /// Make the ledger on disk say this.
     Save(Change),
     /// Put it on record and tell people.

@@ -314,6 +314,39 @@ impl Engine {
         }
     }
 
+    /// Takes in requests of the past, in the order of their times, each as if it came at its own; time passes between them.
+    pub fn replay(&mut self, records: &[Record]) {
+        for group in records.chunks(GROUP) {
+            let mut places = [None; GROUP];
+            for (record, place) in group.iter().zip(&mut places) {
+                *place = self.clients.place(Subject::of_client(record.client));
+            }
+            for (record, place) in group.iter().zip(places) {
+                let now = self.now.max(record.at);
+                self.pass_until(now);
+                self.count(record, Subject::of_client(record.client), place, now);
+            }
+        }
+    }
+
+    /// Lets time pass up to a moment, as it does for a running agent: a second at a time while anything is under way.
+    pub fn pass_until(&mut self, now: Timestamp) {
+        while self.now.secs() < now.secs() {
+            let next = self.now.secs() + 1;
+            // Nobody is watched any more: what is left is that bans end, and the hours change.
+            let is_quiet = self.clients.is_empty() && self.site.requests() == 0;
+            let stride = if is_quiet { self.next_change() } else { next };
+            self.tick(Timestamp::from_secs(stride.clamp(next, now.secs())));
+        }
+    }
+
+    /// The next second at which something changes although nobody comes.
+    fn next_change(&self) -> u64 {
+        let minute = self.now.secs() + u64::from(self.settings.baseline.recompute_secs);
+        let end = self.ledger.next_end().map(|end| end.secs() + 1);
+        end.map_or(minute, |end| end.min(minute))
+    }
+
     /// Takes in one request.
     pub fn record(&mut self, record: &Record, now: Timestamp) {
         let subject = Subject::of_client(record.client);
@@ -793,7 +826,7 @@ impl Engine {
     /// A ban that is out of the ledger goes out of the world too.
     fn lift(&mut self, ban: Ban, cause: String) {
         self.command(Command::Save(Change::Unban(ban.subject)));
-        self.command(Command::Unban(ban, cause));
+        self.command(Command::Unban(ban, cause, self.now));
     }
 
     /// Learns the seconds that have left the window. One window late, so that whoever is flagged meanwhile takes their

@@ -314,6 +314,12 @@ impl Ledger {
             .map(|(_, subject)| *subject)
     }
 
+    /// When the next ban ends.
+    #[must_use]
+    pub fn next_end(&self) -> Option<Timestamp> {
+        self.ends.first().map(|(end, _)| *end)
+    }
+
     /// Whose ban gives way to a new one in a full table: the detector's ban that ends soonest, if it ends before the new
     /// one or the new one is an operator's. Operators' bans and permanent ones never give way.
     #[must_use]

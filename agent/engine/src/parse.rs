@@ -6,11 +6,13 @@
 mod json;
 mod log_format;
 mod scan;
+mod target;
 mod template;
 mod value;
 
 use std::net::IpAddr;
 
+pub use self::target::{Kind as TargetKind, Target};
 use self::template::Template;
 use crate::time::Timestamp;
 
@@ -25,6 +27,28 @@ pub struct Record {
     pub status: u16,
     /// The other end of the TCP connection, where the log has it: the client or a proxy in front.
     pub peer: Option<IpAddr>,
+    /// What was asked for, where the log has it.
+    pub target: Option<Target>,
+    /// Hash of the `User-Agent`, where the log has it.
+    pub agent: Option<u32>,
+    /// The byte of its log at which the line begins; whoever reads the line sets it.
+    pub offset: u64,
+}
+
+impl Record {
+    /// A record of what every log has.
+    #[must_use]
+    pub const fn new(at: Timestamp, client: IpAddr, status: u16) -> Self {
+        Self {
+            at,
+            client,
+            status,
+            peer: None,
+            target: None,
+            agent: None,
+            offset: 0,
+        }
+    }
 }
 
 /// The names of the JSON fields.
@@ -503,11 +527,10 @@ mod tests {
             let record = format(text)
                 .read(br#"{"t":"x","m":"1700000000.123","who":"192.0.2.1","ua":"{\"who\":\"198.51.100.7\"}","code":404,"via":"10.0.0.1"}"#)
                 .unwrap();
+            let at = Timestamp::from_millis(1_700_000_000_123);
             let expected = Record {
-                at: Timestamp::from_millis(1_700_000_000_123),
-                client: [192, 0, 2, 1].into(),
-                status: 404,
                 peer: Some([10, 0, 0, 1].into()),
+                ..Record::new(at, [192, 0, 2, 1].into(), 404)
             };
             assert_eq!(record, expected, "{text}");
         }

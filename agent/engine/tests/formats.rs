@@ -26,12 +26,7 @@ fn read(format: &Format, line: &[u8]) -> Record {
 }
 
 fn record(secs: u64, client: &str, status: u16) -> Record {
-    Record {
-        at: Timestamp::from_secs(secs),
-        client: client.parse().unwrap(),
-        status,
-        peer: None,
-    }
+    Record::new(Timestamp::from_secs(secs), client.parse().unwrap(), status)
 }
 
 #[test]
@@ -282,10 +277,8 @@ fn records() -> impl Strategy<Value = Record> {
         prop::option::of(address),
     )
         .prop_map(|(millis, client, status, peer)| Record {
-            at: Timestamp::from_millis(millis),
-            client,
-            status,
             peer,
+            ..Record::new(Timestamp::from_millis(millis), client, status)
         })
 }
 

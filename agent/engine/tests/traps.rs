@@ -88,7 +88,7 @@ impl Bench {
                 Command::Ban(ban) => self
                     .engine
                     .outcome(Outcome::Banned(ban.clone(), Ok(())), self.now),
-                Command::Unban(ban, cause) => self.engine.outcome(
+                Command::Unban(ban, cause, _) => self.engine.outcome(
                     Outcome::Unbanned(ban.clone(), cause.clone(), Ok(())),
                     self.now,
                 ),
@@ -99,12 +99,11 @@ impl Bench {
     }
 
     fn request(&mut self, client: &str, status: u16) {
-        let record = Record {
-            at: self.now,
-            client: client.parse::<IpAddr>().unwrap().to_canonical(),
+        let record = Record::new(
+            self.now,
+            client.parse::<IpAddr>().unwrap().to_canonical(),
             status,
-            peer: None,
-        };
+        );
         self.engine.record(&record, self.now);
         self.collect();
     }
@@ -363,7 +362,7 @@ fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
     let bench = Bench::resume(settings(), saved, START);
     assert_eq!(bench.bans(), Vec::<String>::new());
     assert!(
-        matches!(&bench.commands[1], Command::Unban(ban, _) if ban.subject.to_string() == "203.0.113.9")
+        matches!(&bench.commands[1], Command::Unban(ban, ..) if ban.subject.to_string() == "203.0.113.9")
     );
 }
 
@@ -550,12 +549,7 @@ fn requests_from_before_the_window_ban_nobody() {
     bench.everyday(700, 2);
     for age in 60..2060 {
         let at = Timestamp::from_secs(bench.now.secs() - age);
-        let record = Record {
-            at,
-            client: "198.51.100.1".parse().unwrap(),
-            status: 200,
-            peer: None,
-        };
+        let record = record(at, "198.51.100.1", None);
         bench.engine.record(&record, bench.now);
     }
     assert_eq!(bench.bans(), Vec::<String>::new());
@@ -567,12 +561,7 @@ fn a_log_clock_ahead_of_ours_does_not_hide_a_client_or_keep_it_for_ever() {
     let mut bench = Bench::new(settings());
     bench.everyday(700, 2);
     for _ in 0..210 {
-        let record = Record {
-            at: Timestamp::MAX,
-            client: "198.51.100.1".parse().unwrap(),
-            status: 200,
-            peer: None,
-        };
+        let record = record(Timestamp::MAX, "198.51.100.1", None);
         bench.engine.record(&record, bench.now);
     }
     bench.pass(60);
@@ -697,12 +686,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
                 skew,
             } => {
                 let at = Timestamp::from_millis(now.millis().saturating_add_signed(skew * 1000));
-                let record = Record {
-                    at,
-                    client: client(n),
-                    status,
-                    peer: None,
-                };
+                let record = Record::new(at, client(n), status);
                 for _ in 0..5 {
                     engine.record(&record, now);
                 }
@@ -767,7 +751,7 @@ proptest! {
                     prop_assert!(!ban.subject.to_string().starts_with("203."), "{:?}", ban);
                     in_force.insert(ban.subject);
                 }
-                Command::Unban(ban, _) => prop_assert!(in_force.remove(&ban.subject), "{:?} was not banned", ban),
+                Command::Unban(ban, ..) => prop_assert!(in_force.remove(&ban.subject), "{:?} was not banned", ban),
                 Command::Save(Change::Ban(ban)) => { saved.insert(ban.subject, ban); }
                 Command::Save(Change::Unban(subject)) => { saved.remove(&subject); }
                 Command::Save(Change::Offences(subject, offences)) => { accounts.insert(subject, offences); }
@@ -785,10 +769,8 @@ proptest! {
 /// A request of `client` at a time of its own, through `peer` if that is said.
 fn record(at: Timestamp, client: &str, peer: Option<&str>) -> Record {
     Record {
-        at,
-        client: client.parse().unwrap(),
-        status: 200,
         peer: peer.map(|peer| peer.parse().unwrap()),
+        ..Record::new(at, client.parse().unwrap(), 200)
     }
 }
 

@@ -119,12 +119,10 @@ pub(super) fn exactly(line: &[u8], fields: &Fields) -> Result<Record, Malformed>
         field: field.to_owned(),
         value,
     };
+    let client = line
+        .client
+        .map_err(|value| malformed(&fields.client, value))?;
     Ok(Record {
-        at: line.at,
-        client: line
-            .client
-            .map_err(|value| malformed(&fields.client, value))?,
-        status: line.status,
         peer: match line.peer {
             None => None,
             Some(Ok(peer)) => Some(peer),
@@ -132,6 +130,7 @@ pub(super) fn exactly(line: &[u8], fields: &Fields) -> Result<Record, Malformed>
                 value::peer(text.as_bytes()).map_err(|_| malformed(&fields.peer, text))?
             }
         },
+        ..Record::new(line.at, client, line.status)
     })
 }
 

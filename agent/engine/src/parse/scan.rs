@@ -60,10 +60,8 @@ pub(super) fn scan(line: &[u8], fields: &Fields) -> Option<Record> {
     rest.take(b"}")?;
     rest.0.is_empty().then_some(())?;
     Some(Record {
-        at: at?,
-        client: client?,
-        status: status?,
         peer: peer.flatten(),
+        ..Record::new(at?, client?, status?)
     })
 }
 

@@ -302,14 +302,15 @@ impl<'a> Found<'a> {
             field: name.to_owned(),
             value: clipped(text),
         };
+        let at = value::time(self.time).ok_or_else(|| no("time", self.time))?;
+        let client =
+            value::address(self.client).ok_or_else(|| malformed("$remote_addr", self.client))?;
+        let status =
+            value::status(self.status).ok_or_else(|| no("status from 0 to 999", self.status))?;
         Ok(Record {
-            at: value::time(self.time).ok_or_else(|| no("time", self.time))?,
-            client: value::address(self.client)
-                .ok_or_else(|| malformed("$remote_addr", self.client))?,
-            status: value::status(self.status)
-                .ok_or_else(|| no("status from 0 to 999", self.status))?,
             peer: value::peer(self.peer)
                 .map_err(|_| malformed("$realip_remote_addr", self.peer))?,
+            ..Record::new(at, client, status)
         })
     }
 }
