@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 use portcullis_engine::{
-    Proxied, Settings as Engine, Subject, baseline, detect,
+    Proxied, Settings as Engine, Subject, baseline, caps, cusum, detect, failures,
     ledger::Length,
     parse::{Fields, Format},
     time::parse_duration,
@@ -330,6 +330,18 @@ fn declare(r: &mut Reader) -> Config {
             0.0001..=1.0,
             "Least share of answers with a status of 400 or above that counts as normal, 0 to 1.",
         ),
+        growth_per_hour: r.number(
+            "growth_per_hour",
+            4.0,
+            0.0..=1000.0,
+            "Mean and deviation rise by at most this factor in an hour, whatever is seen; 0: by any.",
+        ),
+        freeze_secs: r.whole(
+            "freeze_secs",
+            3600,
+            0..=86_400,
+            "While the site's alarm stands nothing is learnt, for so many seconds at most; 0: it is.",
+        ),
     };
     let warm_up_ceiling = r.number(
         "warm_up_ceiling_rps",
@@ -363,6 +375,110 @@ fn declare(r: &mut Reader) -> Config {
             "In place of detect.times_mean.",
         ),
     };
+    let defaults = detect::Settings::default();
+
+    r.section(
+        "detect.caps",
+        "How much one client may do in several spans of time, whatever the site's rate. Counted is effort: a request counts in full, \
+         one for a page that is new to the client and known to others as 0.4, what browsers fetch with a page as 0.25 (as 0.35 \
+         where the log has no path). 0: that span is not looked at.",
+    );
+    let mut floor = |key: &str, span: usize, doc: &str| {
+        r.number(key, defaults.caps.floors[span], 0.0..=1e6, doc)
+    };
+    let floors = [
+        floor("second", 0, "In a second."),
+        floor("ten_seconds", 1, "In ten seconds."),
+        floor("window", 2, "In a window (detect.window_secs)."),
+        floor("ten_windows", 3, "In ten windows."),
+    ];
+    let caps = caps::Settings {
+        floors,
+        times_floor: r.number(
+            "times_floor",
+            defaults.caps.times_floor,
+            1.0..=1000.0,
+            "The caps follow what one client in a thousand reaches, up to so many times the numbers above; 1: they stay there.",
+        ),
+    };
+    let room = r.number(
+        "shared_address",
+        defaults.room,
+        1.0..=100.0,
+        "Caps and thresholds are multiplied by this for an address that many people seem to share, because it loads the site's \
+         pages as they do; 1: for nobody.",
+    );
+
+    r.section(
+        "detect.failures",
+        "A sequential test on a client's answers finds who guesses paths or passwords. What browsers ask for unbidden, what comes \
+         with a page, and what fails for others who behave does not count.",
+    );
+    let failures = failures::Settings {
+        score: r.number(
+            "score",
+            defaults.failures.score,
+            0.0..=1000.0,
+            "The logarithm of how much likelier a guesser is than anybody else, that flags; 0: the test is off.",
+        ),
+        floor_refused: r.number(
+            "floor_refused",
+            defaults.failures.floor_refused,
+            0.001..=0.5,
+            "Least share of refused answers (401, 403) that counts as normal.",
+        ),
+        floor_missing: r.number(
+            "floor_missing",
+            defaults.failures.floor_missing,
+            0.001..=0.7,
+            "Least share of other failing answers, such as 404, that counts as normal.",
+        ),
+        half_life_secs: r.number(
+            "half_life_secs",
+            defaults.failures.half_life_secs,
+            1.0..=86_400.0,
+            "Half of the score is gone after so many seconds.",
+        ),
+        distinct: r.whole(
+            "distinct_paths",
+            defaults.failures.distinct,
+            1..=16,
+            "Answers such as 404 flag only if so many different paths failed.",
+        ),
+    };
+
+    r.section(
+        "detect.site",
+        "The alarm for all traffic together, which bans nobody.",
+    );
+    let cusum = cusum::Settings {
+        drift: r.number(
+            "cusum_drift",
+            defaults.cusum.drift,
+            0.0..=100.0,
+            "The ordered tests raise the alarm when a cumulative sum says that it is no passing burst: of standard deviations \
+             above the mean, second by second, less this …",
+        ),
+        limit: r.number(
+            "cusum_limit",
+            defaults.cusum.limit,
+            0.0..=1e6,
+            "… it must be more than so much; 0: they raise it at once.",
+        ),
+    };
+    let attack_requests = r.whole(
+        "newcomer_requests",
+        defaults.attack_requests,
+        0..=1000,
+        "While the alarm stands, clients who were not there before it are judged by how they ask, from so many page requests \
+         on: one page again and again, pages that nobody else finds, pages without what comes with them. 0: they are not.",
+    );
+    let aftermath_secs = r.whole(
+        "aftermath_secs",
+        defaults.aftermath_secs,
+        0..=86_400,
+        "That goes on for so many seconds after the alarm.",
+    );
 
     r.section("bans", "What follows when a client is flagged.");
     let schedule = r.list(
@@ -376,6 +492,13 @@ fn declare(r: &mut Reader) -> Config {
         1_048_576,
         16..=16_777_216,
         "Bans at a time, of each family (about 100 bytes of kernel memory each).",
+    );
+    let prefix_members = r.whole(
+        "prefix_members",
+        defaults.prefix_members,
+        0..=1000,
+        "When so many clients of an IPv4 /24 or an IPv6 /56 were banned within an hour (twice as many of a /48), all of it is banned, \
+         if nobody else of it is known to have come; 0: never.",
     );
     let max_offenders = r.whole(
         "max_offenders",
@@ -571,6 +694,13 @@ fn declare(r: &mut Reader) -> Config {
                 surge_times_share,
                 surge_min_requests,
                 warm_up_ceiling,
+                caps,
+                failures,
+                room,
+                cusum,
+                attack_requests,
+                aftermath_secs,
+                prefix_members,
             },
             schedule,
             allow,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Timestamp;
+use crate::{caps, time::Timestamp};
 
 /// How the baseline is learnt.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,10 @@ pub struct Settings {
     pub floor_stddev: f64,
     /// Least share of failing answers that counts as normal.
     pub floor_error_share: f64,
+    /// Mean and deviation may rise by this factor in an hour, whatever is seen; 0: by any.
+    pub growth_per_hour: f64,
+    /// Nothing is learnt while the site's alarm stands, for so many seconds at most; what does not end is no attack. 0: it is.
+    pub freeze_secs: u32,
 }
 
 /// One second of traffic, as the baseline sees it.
@@ -136,6 +140,9 @@ pub struct Saved {
     newest: u64,
     recent: Vec<Second>,
     hours: Vec<Slot>,
+    /// What single clients do.
+    #[serde(default)]
+    pub(crate) population: caps::Saved,
 }
 
 /// The baseline.
@@ -206,6 +213,7 @@ impl Baseline {
             newest: self.newest,
             recent: self.recent.iter().copied().collect(),
             hours: self.hours.to_vec(),
+            population: caps::Saved::default(),
         }
     }
 
@@ -291,9 +299,21 @@ impl Baseline {
         } else {
             self.errors as f64 / self.requests as f64
         };
+        let (mut mean, mut stddev) = (
+            mean.max(self.settings.floor_mean),
+            stddev.max(self.settings.floor_stddev),
+        );
+        // What grows faster than sites do is not learnt as it comes.
+        let was_learnt = self.normal.learnt != Learnt::WarmUp;
+        if self.settings.growth_per_hour > 0.0 && was_learnt {
+            let hours = now.secs().saturating_sub(self.computed) as f64 / 3600.0;
+            let growth = self.settings.growth_per_hour.powf(hours);
+            mean = mean.min(self.normal.mean * growth);
+            stddev = stddev.min(self.normal.stddev * growth);
+        }
         self.normal = Normal {
-            mean: mean.max(self.settings.floor_mean),
-            stddev: stddev.max(self.settings.floor_stddev),
+            mean,
+            stddev,
             error_share: error_share.max(self.settings.floor_error_share),
             learnt,
             seconds,
@@ -327,6 +347,8 @@ mod tests {
             floor_mean: 1.0,
             floor_stddev: 0.5,
             floor_error_share: 0.05,
+            growth_per_hour: 0.0,
+            freeze_secs: 0,
         }
     }
 

@@ -1,8 +1,10 @@
 //! The clients whose windows are kept: a bounded table that holds on to the heavy ones.
 
 use indexmap::{IndexMap, map::Entry};
+use ipnet::IpNet;
 
 use crate::{
+    habits::{Habits, SLICES},
     subject::{Hashing, Subject},
     time::Timestamp,
     window::Window,
@@ -15,6 +17,19 @@ pub struct Client {
     pub window: Window,
     /// Until when another refusal of a ban (it is allowlisted, the table is full) need not be told again.
     pub refusal_told_until: Timestamp,
+    /// What it does beyond how much, of one that comes more than a few times.
+    pub habits: Option<Box<Habits>>,
+}
+
+impl Client {
+    /// Is there nothing more to know of it? Its window is at `now`.
+    fn is_gone(&self, now: u64, length: u64) -> bool {
+        let habits = self.habits.as_ref();
+        self.window.requests() == 0
+            && self.refusal_told_until.secs() <= now
+            && habits
+                .is_none_or(|habits| u64::from(habits.last) + length * u64::from(SLICES) <= now)
+    }
 }
 
 /// How many clients a full table looks at to find the one that gives way.
@@ -94,19 +109,20 @@ impl Clients {
         self.table.swap_remove(&subject)
     }
 
-    /// Forgets some of those that have fallen silent. Called as time passes.
-    pub fn sweep(&mut self, now: u64, length: u64) {
+    /// Forgets some of those that have fallen silent, and gives them to `gone`. Called as time passes.
+    pub fn sweep(&mut self, now: u64, length: u64, mut gone: impl FnMut(Subject, &Client)) {
         for _ in 0..SWEEP.min(self.table.len()) {
             self.hand = if self.hand < self.table.len() {
                 self.hand
             } else {
                 0
             };
-            let Some((_, client)) = self.table.get_index_mut(self.hand) else {
+            let Some((subject, client)) = self.table.get_index_mut(self.hand) else {
                 return;
             };
             client.window.advance(now, length, |_| {});
-            if client.window.requests() == 0 && client.refusal_told_until.secs() <= now {
+            if client.is_gone(now, length) {
+                gone(*subject, client);
                 self.table.swap_remove_index(self.hand);
             } else {
                 self.hand += 1;
@@ -135,6 +151,18 @@ impl Clients {
         if let Some((_, index)) = lightest {
             self.table.swap_remove_index(index);
             self.evictions += 1;
+        }
+    }
+
+    /// Is anybody known who belongs to a network? Asked seldom: for an IPv6 network all are looked at.
+    #[must_use]
+    pub fn has_any_in(&self, prefix: Subject) -> bool {
+        match prefix.net() {
+            IpNet::V4(net) if net.prefix_len() >= 24 => net
+                .hosts()
+                .chain([net.network(), net.broadcast()])
+                .any(|host| self.table.contains_key(&Subject::of_client(host.into()))),
+            _ => self.table.keys().any(|client| prefix.covers(*client)),
         }
     }
 
@@ -220,9 +248,9 @@ mod tests {
                 .window
                 .add(1000, false, 1);
         }
-        (0..8).for_each(|n| clients.sweep(1030 + n, 60));
+        (0..8).for_each(|n| clients.sweep(1030 + n, 60, |_, _| {}));
         assert_eq!(clients.len(), 2_000);
-        (0..8).for_each(|n| clients.sweep(1060 + n, 60));
+        (0..8).for_each(|n| clients.sweep(1060 + n, 60, |_, _| {}));
         assert!(clients.is_empty());
     }
 }

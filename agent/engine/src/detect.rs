@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     baseline::{Learnt, Normal},
+    caps, cusum, failures,
     time::Timestamp,
     window::Window,
 };
@@ -37,6 +38,21 @@ pub struct Settings {
     pub surge_min_requests: u32,
     /// While nothing is learnt yet, a client may make so many requests a second.
     pub warm_up_ceiling: f64,
+    /// How much a client may do in several spans.
+    pub caps: caps::Settings,
+    /// The sequential test on a client's answers.
+    pub failures: failures::Settings,
+    /// Thresholds and caps are multiplied by this for an address that many people seem to share; 1: they are not.
+    pub room: f64,
+    /// The sequential test on the site's rate.
+    pub cusum: cusum::Settings,
+    /// While the site's alarm stands, so many page requests of a newcomer are enough to judge how it asks. 0: it is not judged.
+    pub attack_requests: u32,
+    /// Attack mode goes on for so many seconds after the alarm.
+    pub aftermath_secs: u32,
+    /// So many banned members of a prefix get all of it banned, if nobody else there behaves: an IPv4 /24, an IPv6 /56 of /64s, an
+    /// IPv6 /48 of /56s. 0: prefixes are never banned.
+    pub prefix_members: u32,
 }
 
 /// The test that flagged.
@@ -49,6 +65,18 @@ pub enum Test {
     TimesMean,
     /// The absolute ceiling of the warm-up.
     Ceiling,
+    /// What clients do here in a second, ten seconds, a window or ten.
+    Cap,
+    /// The sequential test on failing answers.
+    Failures,
+    /// In attack mode: a newcomer that asks for one page again and again.
+    OnePage,
+    /// In attack mode: a newcomer that asks for pages that nobody else has found.
+    InventedPages,
+    /// In attack mode: a newcomer that asks for pages and nothing that comes with them.
+    BarePages,
+    /// Several members of a prefix have been banned.
+    Members,
 }
 
 /// Evidence: everything that is needed to check the verdict by hand.
@@ -82,6 +110,32 @@ pub struct Finding {
     /// three times its standard error. 0 when every line was.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub margin: f64,
+    /// What was held against the threshold, in the test's own unit; 0 where that is the rate or its z.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub value: f64,
+    /// Different paths that failed, counted up to sixteen.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub distinct: u32,
+    /// Where the newest lines that were counted begin.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
+}
+
+/// A line of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The log.
+    pub log: String,
+    /// The byte at which the line begins.
+    pub offset: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+const fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 #[expect(
@@ -108,6 +162,39 @@ impl fmt::Display for Finding {
                 "{:.2} req/s > {} during warm-up",
                 self.rate, self.threshold
             )?,
+            Test::Cap => write!(
+                f,
+                "{:.0} requests' worth in {} s > {:.0}",
+                self.value, self.window_secs, self.threshold
+            )?,
+            Test::Failures => write!(
+                f,
+                "{} of {} answers failed, score {:.1} > {}",
+                self.errors, self.requests, self.value, self.threshold
+            )?,
+            Test::OnePage => write!(
+                f,
+                "new during the site's alarm, {} requests for one page and nothing that comes with it",
+                self.requests
+            )?,
+            Test::InventedPages => write!(
+                f,
+                "new during the site's alarm, {} requests for pages that nobody else has found",
+                self.requests
+            )?,
+            Test::BarePages => write!(
+                f,
+                "new during the site's alarm, {} requests for pages and nothing that comes with them",
+                self.requests
+            )?,
+            Test::Members => write!(
+                f,
+                "{:.0} of its members are banned, and nobody in it behaves",
+                self.value
+            )?,
+        }
+        if self.distinct > 0 {
+            write!(f, ", {} different paths", self.distinct)?;
         }
         if self.surge {
             write!(
@@ -142,35 +229,39 @@ fn margin(window: &Window, window_secs: u32) -> f64 {
     3.0 * (window.variance() as f64).sqrt() / f64::from(window_secs)
 }
 
-/// Holds one client's window against what is normal. `None`: nothing unusual.
+/// Holds one client's window against what is normal; all thresholds are multiplied by `room`. `None`: nothing unusual.
 #[must_use]
 pub fn client(
     settings: &Settings,
     normal: &Normal,
     window: &Window,
     seen: Timestamp,
+    room: f64,
 ) -> Option<Finding> {
     let surge = is_surge(settings, normal, window);
-    let thresholds = if surge {
+    let Thresholds {
+        z_score,
+        times_mean,
+    } = if surge {
         settings.surge
     } else {
         settings.ordinary
     };
+    let thresholds = Thresholds {
+        z_score: z_score * room,
+        times_mean: times_mean * room,
+    };
     let rate = rate(window, settings.window_secs) - margin(window, settings.window_secs);
     let (test, threshold) = if normal.learnt == Learnt::WarmUp {
-        (rate > settings.warm_up_ceiling).then_some((Test::Ceiling, settings.warm_up_ceiling))
+        let ceiling = settings.warm_up_ceiling * room;
+        (rate > ceiling).then_some((Test::Ceiling, ceiling))
     } else {
         exceeded(thresholds, normal, rate)
     }?;
-    Some(finding(
-        settings,
-        normal,
-        window,
-        seen,
-        test,
-        threshold,
-        surge && test != Test::Ceiling,
-    ))
+    Some(Finding {
+        surge: surge && test != Test::Ceiling,
+        ..finding(settings, normal, window, seen, test, threshold)
+    })
 }
 
 /// Holds the window of the whole site against what is normal. Nothing is unusual during warm-up.
@@ -186,9 +277,7 @@ pub fn site(
     }
     let rate = rate(window, settings.window_secs) - margin(window, settings.window_secs);
     let (test, threshold) = exceeded(settings.ordinary, normal, rate)?;
-    Some(finding(
-        settings, normal, window, seen, test, threshold, false,
-    ))
+    Some(finding(settings, normal, window, seen, test, threshold))
 }
 
 fn exceeded(thresholds: Thresholds, normal: &Normal, rate: f64) -> Option<(Test, f64)> {
@@ -214,20 +303,20 @@ fn is_surge(settings: &Settings, normal: &Normal, window: &Window) -> bool {
             >= settings.surge_times_share * normal.error_share * window.requests() as f64
 }
 
-fn finding(
+/// What is known of a window that a test has flagged.
+pub(crate) fn finding(
     settings: &Settings,
     normal: &Normal,
     window: &Window,
     seen: Timestamp,
     test: Test,
     threshold: f64,
-    surge: bool,
 ) -> Finding {
     let rate = rate(window, settings.window_secs);
     Finding {
         test,
         threshold,
-        surge,
+        surge: false,
         rate,
         score: (rate - normal.mean) / normal.stddev,
         mean: normal.mean,
@@ -238,17 +327,17 @@ fn finding(
         errors: window.errors(),
         seen,
         margin: margin(window, settings.window_secs),
+        value: 0.0,
+        distinct: 0,
+        samples: Vec::new(),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Timestamp = Timestamp::from_secs(1_000_000);
-
-    fn settings() -> Settings {
-        Settings {
+impl Settings {
+    /// The ordered tests with their numbers, and nothing beside them.
+    #[must_use]
+    pub const fn ordered() -> Self {
+        Self {
             window_secs: 60,
             ordinary: Thresholds {
                 z_score: 3.0,
@@ -261,7 +350,62 @@ mod tests {
             surge_times_share: 3.0,
             surge_min_requests: 20,
             warm_up_ceiling: 10.0,
+            caps: caps::Settings {
+                floors: [0.0; caps::SPANS],
+                times_floor: 1.0,
+            },
+            failures: failures::Settings {
+                score: 0.0,
+                floor_refused: 0.02,
+                floor_missing: 0.05,
+                half_life_secs: 90.0,
+                distinct: 10,
+            },
+            room: 1.0,
+            cusum: cusum::Settings {
+                drift: 3.0,
+                limit: 0.0,
+            },
+            attack_requests: 0,
+            aftermath_secs: 300,
+            prefix_members: 0,
         }
+    }
+}
+
+/// The ordered tests, and all that has been added to them.
+impl Default for Settings {
+    fn default() -> Self {
+        let ordered = Self::ordered();
+        Self {
+            caps: caps::Settings {
+                floors: [60.0, 90.0, 110.0, 450.0],
+                times_floor: 4.0,
+            },
+            failures: failures::Settings {
+                score: 16.0,
+                ..ordered.failures
+            },
+            room: 3.0,
+            cusum: cusum::Settings {
+                limit: 60.0,
+                ..ordered.cusum
+            },
+            attack_requests: 6,
+            prefix_members: 5,
+            ..ordered
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_000_000);
+
+    fn settings() -> Settings {
+        Settings::ordered()
     }
 
     fn normal(mean: f64, stddev: f64) -> Normal {
@@ -284,7 +428,7 @@ mod tests {
     fn first_flagged(normal: &Normal, failing: u64) -> (u64, Test) {
         (1..100_000)
             .find_map(|n| {
-                client(&settings(), normal, &window(n, n * failing / 100), NOW)
+                client(&settings(), normal, &window(n, n * failing / 100), NOW, 1.0)
                     .map(|finding| (n, finding.test))
             })
             .unwrap()
@@ -310,7 +454,7 @@ mod tests {
     fn a_window_s_count_is_never_held_against_a_rate() {
         // 50 requests in a minute are 0.83 a second: nothing on a site with one a second.
         assert_eq!(
-            client(&settings(), &normal(1.0, 0.5), &window(50, 0), NOW),
+            client(&settings(), &normal(1.0, 0.5), &window(50, 0), NOW, 1.0),
             None
         );
     }
@@ -320,7 +464,7 @@ mod tests {
         let sampled = |lines: u64, errors: u64| {
             let mut window = Window::default();
             (0..lines).for_each(|n| window.add(NOW.secs(), n < errors, 8));
-            client(&settings(), &normal(1.0, 0.5), &window, NOW)
+            client(&settings(), &normal(1.0, 0.5), &window, NOW, 1.0)
         };
         // 150 requests a minute are the limit: 20 lines of one in eight are an estimate of 160, give or take 33.
         assert_eq!(sampled(20, 0), None);
@@ -343,15 +487,25 @@ mod tests {
             learnt: Learnt::WarmUp,
             ..normal(1.0, 0.5)
         };
-        assert_eq!(client(&settings(), &normal, &window(600, 600), NOW), None);
-        let finding = client(&settings(), &normal, &window(601, 601), NOW).unwrap();
+        assert_eq!(
+            client(&settings(), &normal, &window(600, 600), NOW, 1.0),
+            None
+        );
+        let finding = client(&settings(), &normal, &window(601, 601), NOW, 1.0).unwrap();
         assert_eq!((finding.test, finding.surge), (Test::Ceiling, false));
         assert_eq!(site(&settings(), &normal, &window(60_000, 0), NOW), None);
     }
 
     #[test]
     fn the_evidence_says_what_was_seen() {
-        let finding = client(&settings(), &normal(10.0, 2.0), &window(1200, 600), NOW).unwrap();
+        let finding = client(
+            &settings(),
+            &normal(10.0, 2.0),
+            &window(1200, 600),
+            NOW,
+            1.0,
+        )
+        .unwrap();
         assert_eq!(
             finding.to_string(),
             "z 5.00 > 2, tightened by an error surge (600 of 1200 failed)"

@@ -4,9 +4,11 @@ use std::{
     cmp::Reverse,
     collections::{BTreeSet, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
+use indexmap::IndexSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +16,15 @@ use crate::{
     baseline::{self, Baseline, Normal, Second},
     clients::Clients,
     command::{Action, Change, Command, Event, Outcome},
-    detect::{self, Finding},
+    cusum::Cusum,
+    detect::{self, Finding, Sample, Test},
+    habits::{Habits, Place},
     ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term},
     parse::{Format, Malformed, Record},
+    prefixes::Prefixes,
     subject::Subject,
     time::{Timestamp, format_duration},
+    watch::Watch,
     window::Window,
 };
 
@@ -172,8 +178,13 @@ struct Alarm {
     flagged: Timestamp,
 }
 
+/// Seconds by which lines may be late before their second is held against what is normal.
+const SETTLED: u64 = 2;
+
 /// Proxies that are known by what they do, besides those that are configured; further ones are not kept.
 const MAX_PROXIES: usize = 1024;
+/// Logs whose names are kept for evidence.
+const MAX_LOGS: usize = 1024;
 /// So many lines are looked up at a time.
 const GROUP: usize = 16;
 /// How long an allowlisted client may misbehave before it is told again.
@@ -209,7 +220,18 @@ pub struct Engine {
     baseline: Baseline,
     clients: Clients,
     ledger: Ledger,
+    watch: Watch,
+    prefixes: Prefixes,
+    cusum: Cusum,
+    /// The next second that the site's sum takes in.
+    sum_from: Option<u64>,
     alarm: Option<Alarm>,
+    /// When the last alarm ended.
+    aftermath: Option<Timestamp>,
+    /// The logs that lines came from, in the order in which they were first named.
+    logs: IndexSet<Arc<str>>,
+    /// The log that lines come from now.
+    log: u16,
     now: Timestamp,
     totals: Totals,
     commands: VecDeque<Command>,
@@ -248,7 +270,17 @@ impl Engine {
                 settings.max_bans,
                 settings.max_offenders,
             ),
+            watch: Watch::new(
+                &settings.detect,
+                saved.baseline.as_ref().map(|saved| &saved.population),
+            ),
+            prefixes: Prefixes::default(),
+            cusum: Cusum::default(),
+            sum_from: None,
             alarm: None,
+            aftermath: None,
+            logs: IndexSet::new(),
+            log: 0,
             now,
             totals: Totals::default(),
             commands: VecDeque::new(),
@@ -278,6 +310,26 @@ impl Engine {
         }
         engine.release(now);
         engine
+    }
+
+    /// The log that the lines which follow come from. Of very many logs the names of later ones are not kept.
+    pub fn log(&mut self, name: &Arc<str>) {
+        if self
+            .logs
+            .get_index(self.log.into())
+            .is_some_and(|log| log == name)
+        {
+            return;
+        }
+        let known = self.logs.get_index_of(name);
+        let index = known.unwrap_or_else(|| {
+            if self.logs.len() < MAX_LOGS {
+                self.logs.insert_full(Arc::clone(name)).0
+            } else {
+                MAX_LOGS
+            }
+        });
+        self.log = u16::try_from(index).unwrap_or(u16::MAX);
     }
 
     /// How the lines that follow are come by.
@@ -394,15 +446,26 @@ impl Engine {
         let client = self.clients.touch(subject, place, clock, window);
         client.window.add(second, error, weight);
         let normal = self.baseline.normal();
-        let finding = detect::client(&self.settings.detect, normal, &client.window, record.at);
-        if let Some(finding) = finding {
+        let line = Place {
+            log: self.log,
+            offset: record.offset,
+        };
+        let detect = &self.settings.detect;
+        let seconds = (second, clock);
+        let finding = self.watch.client(
+            detect, normal, subject, client, record, line, seconds, weight,
+        );
+        if let Some(mut finding) = finding {
             // Banned or not, what it has done is no normal traffic.
             let mut done = std::mem::take(&mut client.window);
+            let habits = client.habits.take();
+            finding.samples = samples(&self.logs, habits.as_deref().map(Habits::samples));
             self.legitimate.subtract(&done);
             // Behind the time, most of it may be over: would the rest do?
-            let is_over = clock < now.secs() && {
+            let is_ordered = matches!(finding.test, Test::ZScore | Test::TimesMean | Test::Ceiling);
+            let is_over = is_ordered && clock < now.secs() && {
                 done.advance(now.secs(), window, |_| {});
-                detect::client(&self.settings.detect, normal, &done, record.at).is_none()
+                detect::client(detect, normal, &done, record.at, 1.0).is_none()
             };
             if is_late || is_over {
                 self.totals.late_findings += u64::from(!again);
@@ -498,6 +561,7 @@ impl Engine {
     fn pass(&mut self, second: u64) {
         let window = self.window_secs();
         self.clock = Some(second);
+        self.sum(second);
         self.site.advance(second, window, |_| {});
         self.learn(second);
         self.recompute(second);
@@ -505,16 +569,39 @@ impl Engine {
         if second + window > self.now.secs() {
             self.watch_site(self.now);
         }
-        self.clients.sweep(second, window);
+        let watch = &mut self.watch;
+        self.clients.sweep(second, window, |subject, client| {
+            watch.gone(subject, client, second);
+        });
+    }
+
+    /// Holds the seconds that are settled against what is normal, one by one.
+    fn sum(&mut self, second: u64) {
+        let until = second.saturating_sub(SETTLED);
+        let from = self.sum_from.unwrap_or(until);
+        if until.abs_diff(from) > self.window_secs() {
+            self.cusum.clear();
+        } else if self.baseline.normal().learnt != baseline::Learnt::WarmUp {
+            for second in from..until {
+                let requests = f64::from(self.site.at(second));
+                self.cusum.add(
+                    &self.settings.detect.cusum,
+                    self.baseline.normal(),
+                    requests,
+                );
+            }
+        }
+        self.sum_from = Some(until);
     }
 
     fn recompute(&mut self, second: u64) {
         if !self.baseline.recompute(Timestamp::from_secs(second)) {
             return;
         }
-        self.command(Command::Save(Change::Baseline(Box::new(
-            self.baseline.save(),
-        ))));
+        let caps = &self.settings.detect.caps;
+        self.watch.population.compute(caps, second);
+        let learnt = Box::new(self.saved_baseline());
+        self.command(Command::Save(Change::Baseline(learnt)));
         let Normal {
             mean,
             stddev,
@@ -670,7 +757,9 @@ impl Engine {
     /// What to keep of the learning when the agent stops.
     #[must_use]
     pub fn saved_baseline(&self) -> baseline::Saved {
-        self.baseline.save()
+        let mut saved = self.baseline.save();
+        saved.population = self.watch.population.save();
+        saved
     }
 
     /// The state, for status pages.
@@ -772,6 +861,25 @@ impl Engine {
         if let Some(forgotten) = forgotten {
             self.command(Command::Save(Change::Forget(forgotten)));
         }
+        let least = self.settings.detect.prefix_members;
+        for (prefix, members) in self.prefixes.note(subject, least, now) {
+            let is_banned = self.ledger.get(prefix).is_some();
+            // Whoever of it is known and not banned behaves.
+            if !is_banned && !self.clients.has_any_in(prefix) {
+                let finding = Finding {
+                    value: members as f64,
+                    ..detect::finding(
+                        &self.settings.detect,
+                        self.baseline.normal(),
+                        &Window::default(),
+                        now,
+                        Test::Members,
+                        f64::from(least),
+                    )
+                };
+                self.flag(prefix, finding, gate, now);
+            }
+        }
     }
 
     /// Sees that there is room for a ban in the table; another one may have to give way. Says whether there is.
@@ -835,7 +943,11 @@ impl Engine {
     /// comes; a site whose visitors come in bursts must.
     fn learn(&mut self, now: u64) {
         let window = self.window_secs();
-        if self.feed.behind && self.feed.mixed {
+        let freeze = u64::from(self.settings.baseline.freeze_secs);
+        let is_frozen = self
+            .alarm
+            .is_some_and(|alarm| self.now.since(alarm.since).as_secs() < freeze);
+        if self.feed.behind && self.feed.mixed || is_frozen {
             self.legitimate.advance(now, window, |_| {});
             self.learn_from = None;
             return;
@@ -871,12 +983,7 @@ impl Engine {
 
     /// All traffic together: an alarm that is raised once and cleared once, never a ban.
     fn watch_site(&mut self, now: Timestamp) {
-        let finding = detect::site(
-            &self.settings.detect,
-            self.baseline.normal(),
-            &self.site,
-            now,
-        );
+        let finding = self.site_finding(now);
         match (finding, self.alarm) {
             (Some(_), Some(alarm)) => {
                 self.alarm = Some(Alarm {
@@ -895,9 +1002,13 @@ impl Engine {
                     ..Event::new(now, Action::Alarm, condition)
                 };
                 self.command(Command::Record(event));
+                let onset = now.secs().saturating_sub(self.window_secs());
+                self.watch.attack(Some(onset));
+                self.aftermath = None;
             }
             (None, Some(alarm)) if now.since(alarm.flagged).as_secs() >= self.window_secs() => {
                 self.alarm = None;
+                self.aftermath = Some(now);
                 let lasted = format_duration(now.since(alarm.since));
                 let condition = format!("all traffic together is back to normal after {lasted}");
                 self.command(Command::Record(Event::new(
@@ -906,7 +1017,40 @@ impl Engine {
                     condition,
                 )));
             }
-            (None, _) => {}
+            (None, None) => {
+                let aftermath = u64::from(self.settings.detect.aftermath_secs);
+                if self
+                    .aftermath
+                    .is_some_and(|ended| now.since(ended).as_secs() >= aftermath)
+                {
+                    self.aftermath = None;
+                    self.watch.attack(None);
+                }
+            }
+            (None, Some(_)) => {}
         }
     }
+
+    /// The ordered tests decide; the sum confirms that it is more than a passing burst.
+    fn site_finding(&self, now: Timestamp) -> Option<Finding> {
+        let detect = &self.settings.detect;
+        let normal = self.baseline.normal();
+        let ordered = detect::site(detect, normal, &self.site, now);
+        let is_lasting = self.cusum.sum() > detect.cusum.limit;
+        ordered.filter(|_| detect.cusum.limit <= 0.0 || is_lasting)
+    }
+}
+
+fn samples(logs: &IndexSet<Arc<str>>, places: Option<&[Place]>) -> Vec<Sample> {
+    let places = places.unwrap_or_default().iter();
+    let name = |place: &Place| {
+        let log = logs.get_index(place.log.into());
+        log.map_or_else(String::new, ToString::to_string)
+    };
+    places
+        .map(|place| Sample {
+            log: name(place),
+            offset: place.offset,
+        })
+        .collect()
 }

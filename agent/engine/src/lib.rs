@@ -7,14 +7,22 @@
 #![forbid(unsafe_code)]
 
 pub mod baseline;
+pub mod caps;
 pub mod clients;
 pub mod command;
+pub mod cusum;
 pub mod detect;
 mod engine;
+pub mod failures;
+pub mod habits;
 pub mod ledger;
 pub mod parse;
+mod paths;
+mod prefixes;
+mod regulars;
 pub mod subject;
 pub mod time;
+mod watch;
 pub mod window;
 
 pub use command::{Command, Event, Outcome};

@@ -70,6 +70,15 @@ impl Subject {
         }
     }
 
+    /// The address as a number: all of an IPv4 address, the first 64 bits of an IPv6 one.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        match self.0 {
+            IpNet::V4(net) => net.addr().to_bits().into(),
+            IpNet::V6(net) => (net.addr().to_bits() >> 64) as u64,
+        }
+    }
+
     /// The prefix.
     #[must_use]
     pub const fn net(self) -> IpNet {

@@ -13,6 +13,8 @@ pub struct Bucket {
     pub errors: u32,
     /// Variance of `requests`, where they were estimated from a sample of the lines.
     pub variance: u32,
+    /// What they were as effort, in [`crate::caps::UNIT`]s; kept of clients.
+    pub effort: u32,
 }
 
 /// Requests of the last `length` whole seconds, the running one included. Only seconds with traffic take room, so its
@@ -24,6 +26,7 @@ pub struct Window {
     requests: u64,
     errors: u64,
     variance: u64,
+    effort: u64,
 }
 
 impl Window {
@@ -48,6 +51,7 @@ impl Window {
                         requests: 0,
                         errors: 0,
                         variance: 0,
+                        effort: 0,
                     },
                 );
                 index
@@ -69,6 +73,44 @@ impl Window {
         }
     }
 
+    /// Says what effort the request was that was last added at `second`.
+    pub fn exert(&mut self, second: u64, effort: u32) {
+        let bucket = self
+            .buckets
+            .iter_mut()
+            .rfind(|bucket| u64::from(bucket.second) == second);
+        if let Some(bucket) = bucket {
+            let new = bucket.effort.saturating_add(effort);
+            self.effort += u64::from(new - bucket.effort);
+            bucket.effort = new;
+        }
+    }
+
+    /// Effort in the window.
+    #[must_use]
+    pub const fn effort(&self) -> u64 {
+        self.effort
+    }
+
+    /// Effort from a second on.
+    #[must_use]
+    pub fn effort_since(&self, second: u64) -> u64 {
+        let newest = self.buckets.iter().rev();
+        newest
+            .take_while(|bucket| u64::from(bucket.second) >= second)
+            .map(|bucket| u64::from(bucket.effort))
+            .sum()
+    }
+
+    /// Requests in one second.
+    #[must_use]
+    pub fn at(&self, second: u64) -> u32 {
+        let found = self
+            .buckets
+            .binary_search_by_key(&second, |bucket| bucket.second.into());
+        found.map_or(0, |index| self.buckets[index].requests)
+    }
+
     /// Takes a client's share back out.
     pub fn subtract(&mut self, other: &Self) {
         for theirs in &other.buckets {
@@ -87,6 +129,7 @@ impl Window {
             taken(&mut ours.requests, &mut self.requests, theirs.requests);
             taken(&mut ours.errors, &mut self.errors, theirs.errors);
             taken(&mut ours.variance, &mut self.variance, theirs.variance);
+            taken(&mut ours.effort, &mut self.effort, theirs.effort);
         }
     }
 
@@ -102,6 +145,7 @@ impl Window {
             self.requests -= u64::from(bucket.requests);
             self.errors -= u64::from(bucket.errors);
             self.variance -= u64::from(bucket.variance);
+            self.effort -= u64::from(bucket.effort);
             leave(bucket);
         }
     }

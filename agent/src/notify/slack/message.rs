@@ -437,6 +437,9 @@ mod tests {
             errors: 600,
             seen: NOW,
             margin: 0.0,
+            value: 0.0,
+            distinct: 0,
+            samples: Vec::new(),
         }
     }
 

@@ -1,0 +1,159 @@
+//! A sequential test on a client's answers: does it fail as scanners and password guessers do?
+//!
+//! Wald's sequential probability ratio test, one-sided as a CUSUM: each answer moves a score by the logarithm of how much likelier
+//! it is from somebody who guesses than from anybody else, and the score never falls below nothing (Page, Biometrika 1954; on
+//! failing connections Jung, Paxson, Berger and Balakrishnan, Fast Portscan Detection Using Sequential Hypothesis Testing, IEEE
+//! S&P 2004). Time takes the score back, so that a program that asks in vain now and then is no guesser.
+
+use serde::{Deserialize, Serialize};
+
+use crate::parse::{Record, TargetKind};
+
+/// What the test goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Score that flags: the logarithm of how much likelier a guesser is. 0: the test is off.
+    pub score: f64,
+    /// Least share of refused answers (401, 403) that counts as normal.
+    pub floor_refused: f64,
+    /// Least share of other failing answers that counts as normal.
+    pub floor_missing: f64,
+    /// Half of the score is gone after so many seconds.
+    pub half_life_secs: f64,
+    /// Answers such as 404 flag only if so many different paths failed.
+    pub distinct: u32,
+}
+
+/// Share of failing answers of somebody who guesses.
+const GUESSER_REFUSED: f64 = 0.6;
+const GUESSER_MISSING: f64 = 0.8;
+/// Different paths that are kept of a client; more need not be told apart.
+const MAX_DISTINCT: usize = 16;
+
+/// How an answer counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// As one that did not fail.
+    Fine,
+    /// Not let in: what guessed passwords get.
+    Refused,
+    /// Not there, or not understood: what guessed paths get.
+    Missing,
+    /// Not at all: the server's own fault, a limit that was set, or what browsers ask for unbidden.
+    Neither,
+}
+
+impl Answer {
+    /// How the answer to a request counts.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        let kind = record.target.map(|target| target.kind);
+        match (record.status, kind) {
+            (0..400, _) => Self::Fine,
+            // A page that lacks its pictures fails for everybody who opens it.
+            (_, Some(TargetKind::Unbidden | TargetKind::Asset)) => Self::Neither,
+            (401 | 403, _) => Self::Refused,
+            (400 | 404 | 405 | 406 | 409..=417 | 421 | 422 | 431 | 444 | 451, _) => Self::Missing,
+            _ => Self::Neither,
+        }
+    }
+}
+
+/// What a client's answers have come to.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    score: f32,
+    /// The second of the newest answer.
+    at: u32,
+    answers: u32,
+    failures: u32,
+    refused: u32,
+    paths: smallvec::SmallVec<[u32; 4]>,
+}
+
+/// Why a series flags.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The score.
+    pub score: f64,
+    /// Answers since the score last stood at nothing.
+    pub answers: u32,
+    /// Those of them that failed.
+    pub failures: u32,
+    /// Different paths that failed, counted up to sixteen.
+    pub distinct: u32,
+}
+
+impl Series {
+    /// Takes in an answer of second `at`. `normal` are the shares of refused and of missing answers that others get now.
+    /// `distinct` is wanted only where the log has paths.
+    pub fn add(
+        &mut self,
+        settings: &Settings,
+        answer: Answer,
+        path: Option<u32>,
+        at: u32,
+        normal: (f64, f64),
+    ) -> Option<Verdict> {
+        if settings.score <= 0.0 || answer == Answer::Neither {
+            return None;
+        }
+        let refused = normal.0.clamp(settings.floor_refused, 0.5);
+        let missing = normal.1.clamp(settings.floor_missing, 0.7);
+        let elapsed = f64::from(at.saturating_sub(self.at));
+        let faded = f64::from(self.score) * (-elapsed / settings.half_life_secs).exp2();
+        self.at = self.at.max(at);
+        let step = match answer {
+            Answer::Refused => (GUESSER_REFUSED / refused).ln(),
+            Answer::Missing => (GUESSER_MISSING / missing).ln(),
+            // Whoever is let in, or finds something: as little likely as the less telling of the two says.
+            _ => ((1.0 - GUESSER_REFUSED) / (1.0 - refused)).ln(),
+        };
+        let score = faded + step;
+        if score <= 0.0 {
+            *self = Self {
+                at: self.at,
+                ..Self::default()
+            };
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a score needs no more digits"
+        )]
+        let kept = score as f32;
+        self.score = kept;
+        self.answers += 1;
+        if answer == Answer::Fine {
+            return None;
+        }
+        self.failures += 1;
+        self.refused += u32::from(answer == Answer::Refused);
+        if let Some(path) = path
+            && self.paths.len() < MAX_DISTINCT
+            && !self.paths.contains(&path)
+        {
+            self.paths.push(path);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "sixteen at most")]
+        let distinct = self.paths.len() as u32;
+        // Where the log has no paths, twice as many failures stand for them.
+        let is_broad = match path {
+            Some(_) => distinct >= settings.distinct,
+            None => self.failures >= 2 * settings.distinct,
+        };
+        let is_guesser = 2 * self.refused > self.failures || is_broad;
+        (score > settings.score && is_guesser).then_some(Verdict {
+            score,
+            answers: self.answers,
+            failures: self.failures,
+            distinct,
+        })
+    }
+
+    /// Has the client failed at all since the score last stood at nothing?
+    #[must_use]
+    pub const fn has_failed(&self) -> bool {
+        self.failures > 0
+    }
+}

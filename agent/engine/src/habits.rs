@@ -1,0 +1,210 @@
+//! What a client does, beyond how much: kept of those that come more than a few times.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    caps::{FRESH, SPANS, UNIT, WITH_A_PAGE, WITHOUT_A_PATH},
+    failures::Series,
+    parse::{Record, TargetKind},
+};
+
+/// Windows that the longest span covers.
+pub const SLICES: u32 = 10;
+/// Counts are halved when there are so many: what was long ago matters less.
+const MEMORY: u32 = 512;
+/// Bits of the filter of paths that the client has asked for; it is emptied when half of it is set.
+const SEEN_WORDS: usize = 8;
+const HALF_SEEN: u32 = 256;
+/// Places of its newest lines that are kept.
+pub const SAMPLES: usize = 3;
+
+/// Where a line lies that was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Which log, by the order in which the engine was told of them.
+    pub log: u16,
+    /// The byte at which the line begins.
+    pub offset: u64,
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug, Default)]
+pub struct Habits {
+    /// The second in which it was first seen.
+    pub since: u32,
+    /// The second in which it was last seen.
+    pub last: u32,
+    /// It had been here before.
+    pub is_regular: bool,
+    slices: [u32; SLICES as usize],
+    /// Number of the newest slice.
+    slice: u32,
+    /// The most that it did in each span, in requests of full effort.
+    pub peaks: [u16; SPANS],
+    requests: u32,
+    /// Of these for what comes with a page …
+    with_pages: u32,
+    /// … for pages that others had found …
+    known: u32,
+    /// … and those that failed.
+    failed: u32,
+    /// The page that it asks for most, if it asks for one more than for all others together; by how much.
+    favourite: u32,
+    lead: u32,
+    seen: [u64; SEEN_WORDS],
+    /// A bit for each user agent, hashed.
+    agents: u32,
+    /// The test on its answers.
+    pub series: Series,
+    places: [Place; SAMPLES],
+}
+
+/// How a client asks, as shares of its requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Manner {
+    /// Requests that the shares are of.
+    pub requests: u32,
+    /// For what comes with a page.
+    pub with_pages: f64,
+    /// Of the pages, those that others had found.
+    pub known: f64,
+    /// By how much one page outweighs all others together: 1 is a single page, 0 none in particular.
+    pub lead: f64,
+    /// That failed.
+    pub failed: f64,
+    /// Different user agents, up to 32, a little less if there are many.
+    pub agents: u32,
+}
+
+impl Habits {
+    /// Of a client that was first seen in second `since`.
+    #[must_use]
+    pub fn new(since: u32, is_regular: bool) -> Self {
+        Self {
+            since,
+            is_regular,
+            ..Self::default()
+        }
+    }
+
+    /// Notes a request, and says what effort it was. `is_known`: somebody else has found the path before.
+    pub fn note(&mut self, record: &Record, second: u32, is_known: bool) -> u32 {
+        self.last = self.last.max(second);
+        if self.requests >= MEMORY {
+            for count in [
+                &mut self.requests,
+                &mut self.with_pages,
+                &mut self.known,
+                &mut self.failed,
+                &mut self.lead,
+            ] {
+                *count /= 2;
+            }
+        }
+        self.requests += 1;
+        self.failed += u32::from(record.status >= 400);
+        if let Some(agent) = record.agent {
+            self.agents |= 1 << (agent % 32);
+        }
+        let Some(target) = record.target else {
+            return WITHOUT_A_PATH;
+        };
+        if target.kind != TargetKind::Page {
+            self.with_pages += 1;
+            return WITH_A_PAGE;
+        }
+        self.known += u32::from(is_known);
+        // The majority vote of Boyer and Moore (MJRTY, 1981).
+        if self.lead == 0 {
+            self.favourite = target.path;
+        }
+        if self.favourite == target.path {
+            self.lead += 1;
+        } else {
+            self.lead -= 1;
+        }
+        let is_fresh = self.is_new(target.path);
+        if is_fresh && is_known { FRESH } else { UNIT }
+    }
+
+    /// Is a path new to this client? From now on it is not.
+    fn is_new(&mut self, path: u32) -> bool {
+        if self.seen.iter().map(|word| word.count_ones()).sum::<u32>() > HALF_SEEN {
+            self.seen = [0; SEEN_WORDS];
+        }
+        let word = &mut self.seen[(path >> 6) as usize % SEEN_WORDS];
+        let bit = 1_u64 << (path % 64);
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+
+    /// Adds effort to the longest span.
+    pub fn add(&mut self, second: u32, window: u32, effort: u32) {
+        self.slide(second, window);
+        let number = second / window.max(1);
+        // A line that is a little late belongs to a slice before the newest.
+        if self.slice - number.min(self.slice) < SLICES {
+            let slice = &mut self.slices[number as usize % SLICES as usize];
+            *slice = slice.saturating_add(effort);
+        }
+    }
+
+    fn slide(&mut self, second: u32, window: u32) {
+        let number = second / window.max(1);
+        if number <= self.slice {
+            return;
+        }
+        if number - self.slice >= SLICES {
+            self.slices = [0; SLICES as usize];
+        } else {
+            for gone in self.slice + 1..=number {
+                self.slices[gone as usize % SLICES as usize] = 0;
+            }
+        }
+        self.slice = number;
+    }
+
+    /// Effort in the longest span.
+    #[must_use]
+    pub fn effort(&self) -> u32 {
+        self.slices
+            .iter()
+            .fold(0, |sum, slice| sum.saturating_add(*slice))
+    }
+
+    /// Keeps the place of a line.
+    pub fn sample(&mut self, place: Place) {
+        self.places.rotate_right(1);
+        self.places[0] = place;
+    }
+
+    /// The places of the newest lines, newest first.
+    #[must_use]
+    pub fn samples(&self) -> &[Place] {
+        let count = (self.requests as usize).min(SAMPLES);
+        &self.places[..count]
+    }
+
+    /// How it asks.
+    #[must_use]
+    pub fn manner(&self) -> Manner {
+        let of = |count: u32, all: u32| f64::from(count) / f64::from(all.max(1));
+        let pages = self.requests - self.with_pages.min(self.requests);
+        Manner {
+            requests: self.requests,
+            with_pages: of(self.with_pages, self.requests),
+            known: of(self.known, pages),
+            lead: of(self.lead, pages),
+            failed: of(self.failed, self.requests),
+            agents: self.agents.count_ones(),
+        }
+    }
+
+    /// Has it found more than it has not, and something at all?
+    #[must_use]
+    pub const fn behaves(&self) -> bool {
+        let fine = self.requests - self.failed;
+        fine >= 5 && fine >= self.failed
+    }
+}

@@ -1,0 +1,114 @@
+//! What is asked for on this site: which paths several clients find, and which fail even for those who behave.
+//!
+//! A table of fixed size. Nobody can fill it with words of their own for long: a path that only one client has asked for gives way
+//! to any other.
+
+use crate::subject::Subject;
+
+/// A path that nobody has asked for in so many minutes is no longer known.
+const FORGET_MINS: u32 = 24 * 60;
+/// A path that failed for those who behave stays known as broken for so many minutes.
+const BROKEN_MINS: u32 = 60;
+/// Places in the table.
+const PLACES: usize = 1 << 16;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    path: u32,
+    /// The minute when it was last asked for.
+    minute: u32,
+    /// Who asked for it first; 0 once a second client has.
+    first: u32,
+    /// Who behaves and was told that it is not there; and the minute.
+    failed: u32,
+    failed_minute: u32,
+    /// Somebody else was, too.
+    is_broken: bool,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Paths {
+    places: Vec<Place>,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            places: vec![Place::default(); PLACES],
+        }
+    }
+}
+
+impl Paths {
+    /// Notes that a client has found a path. Says whether somebody else had found it before.
+    pub fn found(&mut self, path: u32, client: u32, second: u64) -> bool {
+        let minute = minute_of(second);
+        let place = &mut self.places[path as usize % PLACES];
+        if place.path == path && place.minute != 0 && !is_old(place.minute, minute, FORGET_MINS) {
+            place.minute = minute;
+            if place.first == client {
+                return false;
+            }
+            place.first = 0;
+            return true;
+        }
+        let is_known = place.minute != 0 && place.first == 0;
+        if !is_known || is_old(place.minute, minute, FORGET_MINS) {
+            *place = Place {
+                path,
+                minute,
+                first: client,
+                ..Place::default()
+            };
+        }
+        false
+    }
+
+    /// Notes that a path failed for a client who behaves.
+    pub fn failed(&mut self, path: u32, client: u32, second: u64) {
+        let minute = minute_of(second);
+        let place = &mut self.places[path as usize % PLACES];
+        if place.path != path {
+            let is_known = place.minute != 0 && place.first == 0;
+            if is_known && !is_old(place.minute, minute, FORGET_MINS) {
+                return;
+            }
+            *place = Place {
+                path,
+                minute,
+                first: client,
+                ..Place::default()
+            };
+        }
+        let is_recent = place.failed != 0 && !is_old(place.failed_minute, minute, BROKEN_MINS);
+        place.is_broken = is_recent && (place.is_broken || place.failed != client);
+        place.failed = client;
+        place.failed_minute = minute;
+    }
+
+    /// Does it fail for those who behave, too?
+    #[must_use]
+    pub fn is_broken(&self, path: u32, second: u64) -> bool {
+        let place = &self.places[path as usize % PLACES];
+        place.path == path
+            && place.is_broken
+            && !is_old(place.failed_minute, minute_of(second), BROKEN_MINS)
+    }
+}
+
+/// What stands for a client in the table; never 0.
+#[must_use]
+pub fn mark(client: Subject) -> u32 {
+    let bits = client.bits();
+    let mixed = (bits.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32;
+    mixed.max(1)
+}
+
+fn minute_of(second: u64) -> u32 {
+    u32::try_from(second / 60).unwrap_or(u32::MAX).max(1)
+}
+
+const fn is_old(minute: u32, now: u32, least: u32) -> bool {
+    now.abs_diff(minute) >= least
+}

@@ -1,0 +1,402 @@
+//! The tests beside the ordered ones: on one client, by what it does rather than how much.
+//!
+//! What is normal here comes from the other clients: which pages they find, which of them fail even for those who behave, how much
+//! one of them does. While the site's alarm stands (attack mode) newcomers are held to how they ask, since their rate cannot tell
+//! them from people.
+
+use crate::{
+    baseline::Normal,
+    caps::{self, Population, SPANS, UNIT},
+    clients::Client,
+    detect::{self, Finding, Settings, Test},
+    failures::Answer,
+    habits::{Habits, Manner, Place, SLICES},
+    parse::{Record, TargetKind},
+    paths::{self, Paths},
+    regulars::Regulars,
+    subject::Subject,
+    window::Window,
+};
+
+/// Habits are kept of clients with so many requests in the window, or one that failed.
+const HABITS_FROM: u64 = 3;
+/// Half of what is known of others' answers is gone after so many seconds.
+const STANDING_HALF_LIFE: f64 = 60.0;
+/// Shares of others' answers say something from so many on.
+const STANDING_LEAST: f64 = 10.0;
+/// A site whose requests are at least to this share for what comes with pages has visitors who load it.
+const HAS_ASSETS: f64 = 0.2;
+
+/// Shares of answers and kinds of requests, of those who behave, fading with time.
+#[derive(Debug, Default)]
+struct Standing {
+    at: u64,
+    fine: f64,
+    refused: f64,
+    missing: f64,
+    /// Who failed last: one client's failures are one voice.
+    last: u32,
+}
+
+impl Standing {
+    fn add(&mut self, answer: Answer, client: u32, second: u64) {
+        if second > self.at {
+            let elapsed = (second - self.at) as f64;
+            let kept = (-elapsed / STANDING_HALF_LIFE).exp2();
+            for share in [&mut self.fine, &mut self.refused, &mut self.missing] {
+                *share *= kept;
+            }
+            self.at = second;
+        }
+        match answer {
+            Answer::Fine => self.fine += 1.0,
+            Answer::Refused | Answer::Missing if self.last == client => {}
+            Answer::Refused => self.refused += 1.0,
+            Answer::Missing => self.missing += 1.0,
+            Answer::Neither => {}
+        }
+        if matches!(answer, Answer::Refused | Answer::Missing) {
+            self.last = client;
+        }
+    }
+
+    /// Shares of refused and of missing answers.
+    fn shares(&self) -> (f64, f64) {
+        let all = self.fine + self.refused + self.missing;
+        if all < STANDING_LEAST {
+            return (0.0, 0.0);
+        }
+        (self.refused / all, self.missing / all)
+    }
+}
+
+/// An attack on the whole site.
+#[derive(Clone, Copy, Debug)]
+struct Attack {
+    /// Who was first seen from this second on is a newcomer.
+    newcomers_from: u64,
+    /// Requests of newcomers, and of all.
+    of_newcomers: u64,
+    of_all: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Watch {
+    paths: Paths,
+    pub population: Population,
+    regulars: Regulars,
+    standing: Standing,
+    /// Requests for what comes with pages, and all with a path; halved now and then.
+    with_pages: f64,
+    with_paths: f64,
+    attack: Option<Attack>,
+}
+
+impl Watch {
+    pub fn new(settings: &Settings, saved: Option<&caps::Saved>) -> Self {
+        Self {
+            paths: Paths::default(),
+            population: saved.map_or_else(
+                || Population::new(&settings.caps),
+                |saved| Population::restore(&settings.caps, saved),
+            ),
+            regulars: Regulars::default(),
+            standing: Standing::default(),
+            with_pages: 0.0,
+            with_paths: 0.0,
+            attack: None,
+        }
+    }
+
+    /// The site's alarm has been raised, or its aftermath is over.
+    pub fn attack(&mut self, newcomers_from: Option<u64>) {
+        self.attack = match (newcomers_from, self.attack) {
+            (Some(_), Some(attack)) => Some(attack),
+            (Some(newcomers_from), None) => Some(Attack {
+                newcomers_from,
+                of_newcomers: 0,
+                of_all: 0,
+            }),
+            (None, _) => None,
+        };
+    }
+
+    /// A client has gone that nothing is held against.
+    pub fn gone(&mut self, subject: Subject, client: &Client, now: u64) {
+        self.regulars.add(subject, now);
+        let peaks = client
+            .habits
+            .as_ref()
+            .map_or([1; SPANS], |habits| habits.peaks);
+        self.population.learn(peaks);
+    }
+
+    /// Takes in a request of a client, which is in its window already, and says whether it leaves the normal traffic by any of the
+    /// tests. `weight`: it stands for so many. `second` lies in the window, which ends at `clock`.
+    #[expect(clippy::too_many_arguments, reason = "all of them are looked at")]
+    pub fn client(
+        &mut self,
+        settings: &Settings,
+        normal: &Normal,
+        subject: Subject,
+        client: &mut Client,
+        record: &Record,
+        place: Place,
+        (second, clock): (u64, u64),
+        weight: u32,
+    ) -> Option<Finding> {
+        let mark = paths::mark(subject);
+        let answer = Answer::of(record);
+        let page = record
+            .target
+            .filter(|target| target.kind == TargetKind::Page)
+            .map(|target| target.path);
+        let is_known = match page {
+            Some(path) if answer == Answer::Fine => self.paths.found(path, mark, second),
+            _ => false,
+        };
+        self.note_kind(record);
+        if client.habits.is_none()
+            && (client.window.requests() >= HABITS_FROM || record.status >= 400)
+        {
+            let first = client.window.oldest().unwrap_or(second);
+            let is_regular = self.regulars.contains(subject);
+            client.habits = Some(Box::new(Habits::new(narrow(first), is_regular)));
+        }
+        let Some(habits) = &mut client.habits else {
+            client.window.exert(second, UNIT.saturating_mul(weight));
+            return self.ordered(settings, normal, &client.window, None, record);
+        };
+        let was_fine = habits.behaves();
+        let effort = habits.note(record, narrow(second), is_known);
+        habits.sample(place);
+        let effort = effort.saturating_mul(weight);
+        client.window.exert(second, effort);
+        habits.add(narrow(second), settings.window_secs, effort);
+        if let Some(attack) = &mut self.attack {
+            attack.of_all += 1;
+            attack.of_newcomers += u64::from(is_newcomer(habits, attack));
+        }
+        if was_fine {
+            self.standing.add(answer, mark, second);
+            if answer == Answer::Missing
+                && let Some(path) = page
+            {
+                self.paths.failed(path, mark, second);
+            }
+        }
+        let window = &client.window;
+        self.ordered(settings, normal, window, Some(habits), record)
+            .or_else(|| self.capped(settings, normal, window, habits, clock, record))
+            .or_else(|| {
+                let answer = match page {
+                    // Whoever behaves fails there, too.
+                    Some(path)
+                        if answer == Answer::Missing && self.paths.is_broken(path, second) =>
+                    {
+                        Answer::Neither
+                    }
+                    _ => answer,
+                };
+                let normal_shares = self.standing.shares();
+                let path = record.target.map(|target| target.path);
+                let verdict = habits.series.add(
+                    &settings.failures,
+                    answer,
+                    path,
+                    narrow(second),
+                    normal_shares,
+                )?;
+                Some(Finding {
+                    value: verdict.score,
+                    requests: verdict.answers.into(),
+                    errors: verdict.failures.into(),
+                    distinct: verdict.distinct,
+                    ..detect::finding(
+                        settings,
+                        normal,
+                        window,
+                        record.at,
+                        Test::Failures,
+                        settings.failures.score,
+                    )
+                })
+            })
+            .or_else(|| self.attacking(settings, normal, window, habits, record))
+    }
+
+    fn note_kind(&mut self, record: &Record) {
+        let Some(target) = record.target else {
+            return;
+        };
+        self.with_paths += 1.0;
+        if target.kind != TargetKind::Page {
+            self.with_pages += 1.0;
+        }
+        if self.with_paths >= 10_000.0 {
+            self.with_paths /= 2.0;
+            self.with_pages /= 2.0;
+        }
+    }
+
+    /// The ordered tests, with more room for an address that many share.
+    fn ordered(
+        &self,
+        settings: &Settings,
+        normal: &Normal,
+        window: &Window,
+        habits: Option<&Habits>,
+        record: &Record,
+    ) -> Option<Finding> {
+        let finding = detect::client(settings, normal, window, record.at, 1.0)?;
+        match self.room(settings, habits) {
+            room if room > 1.0 => detect::client(settings, normal, window, record.at, room),
+            _ => Some(finding),
+        }
+    }
+
+    /// How much more room than others a client is given.
+    fn room(&self, settings: &Settings, habits: Option<&Habits>) -> f64 {
+        let Some(habits) = habits else {
+            return 1.0;
+        };
+        let manner = habits.manner();
+        let loads_pages = match self.share_with_pages() {
+            share if share >= HAS_ASSETS => manner.with_pages >= share / 2.0,
+            _ => manner.agents >= 4,
+        };
+        let is_crowd = manner.requests >= 40
+            && manner.lead <= 0.3
+            && manner.failed <= 0.1
+            && manner.known >= 0.5
+            && loads_pages;
+        if is_crowd {
+            settings.room.max(1.0)
+        } else {
+            1.0
+        }
+    }
+
+    fn share_with_pages(&self) -> f64 {
+        if self.with_paths < 100.0 {
+            return 0.0;
+        }
+        self.with_pages / self.with_paths
+    }
+
+    /// Holds a client's effort in each span against the caps.
+    fn capped(
+        &self,
+        settings: &Settings,
+        normal: &Normal,
+        window: &Window,
+        habits: &mut Habits,
+        clock: u64,
+        record: &Record,
+    ) -> Option<Finding> {
+        let efforts = [
+            window.effort_since(clock),
+            window.effort_since(clock.saturating_sub(9)),
+            window.effort(),
+            habits.effort().into(),
+        ];
+        let caps = *self.population.caps();
+        let spans = [
+            1,
+            10.min(settings.window_secs),
+            settings.window_secs,
+            settings.window_secs * SLICES,
+        ];
+        let mut found = None;
+        for (span, effort) in efforts.into_iter().enumerate() {
+            let effort = effort as f64 / f64::from(UNIT);
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a peak that is higher is as high as that"
+            )]
+            let peak = effort.min(65_535.0) as u16;
+            habits.peaks[span] = habits.peaks[span].max(peak);
+            if caps[span] > 0.0 && effort > caps[span] && found.is_none() {
+                found = Some((span, effort));
+            }
+        }
+        let (span, effort) = found?;
+        let room = self.room(settings, Some(habits));
+        // Nobody is flagged for the luck of a sample.
+        let margin = 3.0 * (window.variance() as f64).sqrt();
+        if effort - margin <= caps[span] * room {
+            return None;
+        }
+        Some(Finding {
+            value: effort,
+            window_secs: spans[span],
+            rate: effort / f64::from(spans[span]),
+            ..detect::finding(
+                settings,
+                normal,
+                window,
+                record.at,
+                Test::Cap,
+                caps[span] * room,
+            )
+        })
+    }
+
+    /// While the site is attacked: does a newcomer ask as the attackers do?
+    fn attacking(
+        &self,
+        settings: &Settings,
+        normal: &Normal,
+        window: &Window,
+        habits: &Habits,
+        record: &Record,
+    ) -> Option<Finding> {
+        let attack = self.attack.as_ref()?;
+        if !is_newcomer(habits, attack) {
+            return None;
+        }
+        let Manner {
+            requests,
+            with_pages,
+            known,
+            lead,
+            ..
+        } = habits.manner();
+        let pages = f64::from(requests) * (1.0 - with_pages);
+        let least = f64::from(settings.attack_requests);
+        let site_loads_pages = self.share_with_pages() >= HAS_ASSETS;
+        if settings.attack_requests == 0 || with_pages > 0.1 || record.target.is_none() {
+            return None;
+        }
+        let is_one_page =
+            lead >= 0.6 && pages >= if site_loads_pages { least } else { 1.5 * least };
+        let is_invented = known <= 0.2 && pages >= 1.5 * least;
+        let are_new = 2 * attack.of_newcomers >= attack.of_all;
+        let is_bare = site_loads_pages && are_new && pages >= 2.0 * least;
+        let test = if is_one_page {
+            Test::OnePage
+        } else if is_invented {
+            Test::InventedPages
+        } else if is_bare {
+            Test::BarePages
+        } else {
+            return None;
+        };
+        Some(Finding {
+            value: pages,
+            requests: requests.into(),
+            ..detect::finding(settings, normal, window, record.at, test, least)
+        })
+    }
+}
+
+fn is_newcomer(habits: &Habits, attack: &Attack) -> bool {
+    u64::from(habits.since) >= attack.newcomers_from && !habits.is_regular
+}
+
+/// Seconds since the epoch, as they are kept of each client.
+fn narrow(second: u64) -> u32 {
+    u32::try_from(second).unwrap_or(u32::MAX)
+}
