@@ -7,6 +7,7 @@
 mod agent;
 mod bench;
 mod ebpf;
+mod eval;
 mod lint;
 mod setup;
 mod sh;
@@ -83,6 +84,12 @@ enum Verb {
     /// a note in Markdown that says which of the wanted ratios were met. Fails only if something could not be measured.
     Bench(bench::Bench),
 
+    /// Judge the detector: what it catches, how soon, and whom it bans by mistake
+    ///
+    /// Replays legitimate traffic, made up and from traces, with attacks put in. Needs neither root nor a network. Prints
+    /// tables that say which of the wanted figures were met. A quick look: `cargo xtask eval --seeds 5 --only botnet,ramp`.
+    Eval(eval::Eval),
+
     /// Check formatting, lints and documentation of every crate
     Lint,
 }
@@ -97,6 +104,7 @@ fn main() -> ExitCode {
         Verb::Demo(demo) => agent::demo(&demo),
         Verb::Test(args) => return test::run(args),
         Verb::Bench(bench) => bench::run(&bench),
+        Verb::Eval(eval) => eval::run(&eval),
         Verb::Lint => lint::run(),
     };
     match done {

@@ -1,0 +1,306 @@
+//! What looks odd and is nobody's fault: nobody must be banned for it.
+
+use std::net::Ipv4Addr;
+
+use portcullis_engine::parse::TargetKind;
+
+use super::{
+    background::{Scene, cut},
+    scenario::{Play, Scenario},
+    site::Person,
+    traffic::{Dice, Request, agent, millis, path},
+};
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        Scenario::innocent("flash-crowd", 1800, flash_crowd),
+        Scenario::innocent("nat-50", 1800, nat),
+        Scenario::innocent("nat-50-no-agents", 1800, |scene, dice, play| {
+            nat(scene, dice, play);
+            for request in play.background.iter_mut().chain(&mut play.injected) {
+                request.agent = None;
+            }
+        }),
+    ];
+    for (name, rate) in [
+        ("crawler-0.2", 0.2),
+        ("crawler-0.5", 0.5),
+        ("crawler-0.8", 0.8),
+    ] {
+        all.push(Scenario::innocent(name, 1800, move |scene, dice, play| {
+            crawler(scene, rate, dice, play);
+        }));
+    }
+    for (name, gap, page, status) in [
+        ("monitor-10s", 10.0, "/", 200),
+        ("monitor-60s", 60.0, "/", 200),
+        ("feed-60s", 60.0, "/feed.xml", 304),
+        ("poller-2s", 2.0, "/api/v1/news", 304),
+    ] {
+        all.push(Scenario::innocent(name, 9000, move |scene, dice, play| {
+            every(gap, page, status, scene, dice, play);
+        }));
+    }
+    all.push(Scenario::innocent("broken-page", 1800, broken_page));
+    all.push(Scenario::innocent("iphones", 1800, iphones));
+    all.push(Scenario::innocent(
+        "mistyped-password",
+        900,
+        mistyped_password,
+    ));
+    all.push(Scenario::innocent("expired-token", 1800, expired_token));
+    all.push(Scenario::innocent(
+        "outage-502",
+        900,
+        |scene, dice, play| {
+            outage(502, 180, scene, dice, play);
+        },
+    ));
+    all.push(Scenario::innocent("all-404", 900, |scene, dice, play| {
+        outage(404, 300, scene, dice, play);
+    }));
+    all
+}
+
+/// Everybody comes to one page at once, most of them within the first minutes, and many have been here before.
+fn flash_crowd(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let minutes = dice.between(5.0, 10.0);
+    let mut visits = Vec::new();
+    for _ in 0..500 {
+        // Three of four within the first half of it.
+        let after = (dice.exponential() * minutes * 60.0 / 3.0).min(minutes * 60.0);
+        let mut person = scene.stranger(dice);
+        if dice.chance(0.6)
+            && let Some(known) = dice.pick(&scene.seen)
+        {
+            person.client = *known;
+            person.returns = true;
+        }
+        scene.visit(dice, person, true, play.from + millis(after), &mut visits);
+    }
+    play.put(visits);
+}
+
+/// Fifty people behind one address.
+fn nat(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let client = Ipv4Addr::new(61, 7, 7, 7).into();
+    let mut visits = Vec::new();
+    for _ in 0..50 {
+        let person = Person {
+            client,
+            ..scene.stranger(dice)
+        };
+        // Each comes once or twice in half an hour.
+        for start in dice.arrivals(1.0 / 1200.0, play.from, play.until) {
+            scene.visit(dice, person, false, start, &mut visits);
+        }
+    }
+    play.put(visits);
+}
+
+/// A search engine: first robots.txt, then page after page, each once.
+fn crawler(scene: &Scene<'_>, rate: f64, dice: &mut Dice, play: &mut Play) {
+    let mut pages = scene.all_pages(dice).into_iter();
+    let times = dice.arrivals(rate, play.from, play.until);
+    let requests: Vec<Request> = times
+        .into_iter()
+        .enumerate()
+        .map(|(count, at)| {
+            let target = if count == 0 {
+                path("/robots.txt")
+            } else {
+                // What nobody has asked for lately is crawled, too.
+                pages
+                    .next()
+                    .unwrap_or_else(|| path(&format!("/archive/{count}.html")))
+            };
+            Request {
+                at,
+                client: Ipv4Addr::new(66, 249, 66, 1).into(),
+                target,
+                status: if dice.chance(0.01) { 404 } else { 200 },
+                agent: Some(agent("a search engine")),
+            }
+        })
+        .collect();
+    play.put(requests);
+}
+
+/// A program that asks for one path again and again.
+fn every(gap: f64, page: &str, status: u16, scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let who = scene.stranger(dice);
+    let mut at = play.from as f64 / 1000.0;
+    // It was there before.
+    if let Some(first) = play.background.first() {
+        at -= ((play.from - first.at) as f64 / 1000.0 / gap).floor() * gap;
+    }
+    let mut requests = Vec::new();
+    while millis(at) < play.until {
+        requests.push(Request {
+            at: millis(at + dice.between(0.0, 0.2)),
+            client: who.client,
+            target: path(page),
+            status: if dice.chance(0.05) { 200 } else { status },
+            agent: Some(agent(page)),
+        });
+        at += gap;
+    }
+    play.put(requests);
+}
+
+/// After a bad deploy the most popular page lacks twelve assets, for everybody.
+fn broken_page(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let missing: Vec<_> = (0..12)
+        .map(|asset| path(&format!("/assets/new-{asset}.js")))
+        .collect();
+    let views = cut(&play.background, play.from, play.until)
+        .iter()
+        .filter(|request| request.target == scene.landing);
+    let mut requests = Vec::new();
+    for view in views {
+        for target in &missing {
+            requests.push(Request {
+                at: view.at + 100 + millis(dice.between(0.0, 1.5)),
+                target: *target,
+                status: 404,
+                ..*view
+            });
+        }
+    }
+    play.put(requests);
+}
+
+/// Twenty iPhones, each of which asks for icons that are not there.
+fn iphones(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    const ICONS: [&str; 6] = [
+        "/apple-touch-icon-120x120-precomposed.png",
+        "/apple-touch-icon-120x120.png",
+        "/apple-touch-icon-precomposed.png",
+        "/apple-touch-icon.png",
+        "/apple-touch-icon-152x152-precomposed.png",
+        "/apple-touch-icon-152x152.png",
+    ];
+    let mut requests = Vec::new();
+    for _ in 0..20 {
+        let person = scene.stranger(dice);
+        let start = play.from + millis(dice.between(0.0, 900.0));
+        scene.visit(dice, person, false, start, &mut requests);
+        for icon in ICONS {
+            requests.push(Request {
+                at: start + 300 + millis(dice.between(0.0, 1.5)),
+                client: person.client,
+                target: path(icon),
+                status: 404,
+                agent: person.agent,
+            });
+        }
+    }
+    play.put(requests);
+}
+
+/// Ten people who type their password wrong four times, then right.
+fn mistyped_password(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let mut requests = Vec::new();
+    for _ in 0..10 {
+        let person = scene.stranger(dice);
+        let mut at = play.from + millis(dice.between(0.0, 300.0));
+        for status in [401, 401, 401, 401, 200] {
+            requests.push(Request {
+                at,
+                client: person.client,
+                target: path("/login"),
+                status,
+                agent: person.agent,
+            });
+            at += millis(dice.between(4.0, 15.0));
+        }
+        scene.visit(dice, person, false, at, &mut requests);
+    }
+    play.put(requests);
+}
+
+/// Five phones with an app whose token has run out: told so ten times, half a minute apart, then logged in again.
+fn expired_token(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let mut requests = Vec::new();
+    for _ in 0..5 {
+        let person = scene.stranger(dice);
+        let start = play.from + millis(dice.between(0.0, 300.0));
+        for count in 0..40 {
+            let (page, status) = match count {
+                0..10 => ("/api/v1/inbox", 401),
+                10 => ("/api/v1/token", 200),
+                _ => ("/api/v1/inbox", 200),
+            };
+            requests.push(Request {
+                at: start + count * 30_000 + millis(dice.between(0.0, 0.5)),
+                client: person.client,
+                target: path(page),
+                status,
+                agent: Some(agent("an app")),
+            });
+        }
+    }
+    play.put(requests);
+}
+
+/// For a while everybody gets this answer to everything, and those who asked for a page try again.
+fn outage(status: u16, secs: u64, _: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let end = play.from + secs * 1000;
+    let mut again = Vec::new();
+    for request in &mut play.background {
+        if !(play.from..end).contains(&request.at) {
+            continue;
+        }
+        request.status = status;
+        if request.target.kind == TargetKind::Page {
+            let mut at = request.at;
+            while dice.chance(0.5) {
+                at += millis(dice.between(2.0, 10.0));
+                again.push(Request { at, ..*request });
+            }
+        }
+    }
+    play.put(again.into_iter().filter(|request| request.at < end));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn nobody_here_is_an_attacker_and_every_one_of_them_does_something() {
+        let backgrounds = super::super::background::Background::made();
+        let scene = backgrounds[0].scene(1);
+        for scenario in all() {
+            let play = scenario.play(&scene, 1);
+            assert!(play.attackers.is_empty(), "{}", scenario.name);
+            assert!(!play.injected.is_empty(), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn a_crowd_is_front_loaded_and_half_of_it_was_here_before() {
+        let backgrounds = super::super::background::Background::made();
+        let scene = backgrounds[1].scene(1);
+        let crowd = all().into_iter().find(|one| one.name == "flash-crowd");
+        let play = crowd.unwrap().play(&scene, 1);
+        let mut clients: Vec<IpAddr> = play.injected.iter().map(|request| request.client).collect();
+        clients.sort();
+        clients.dedup();
+        let seen = clients
+            .iter()
+            .filter(|one| scene.seen.contains(one))
+            .count();
+        let share = seen as f64 / clients.len() as f64;
+        assert!((0.4..0.75).contains(&share), "{share}");
+        let early = play
+            .injected
+            .iter()
+            .filter(|request| request.at < play.from + 300_000)
+            .count();
+        assert!(early * 2 > play.injected.len());
+    }
+}
