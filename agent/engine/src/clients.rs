@@ -1,5 +1,7 @@
 //! The clients whose windows are kept: a bounded table that holds on to the heavy ones.
 
+use std::net::Ipv4Addr;
+
 use indexmap::{IndexMap, map::Entry};
 use ipnet::IpNet;
 
@@ -154,15 +156,21 @@ impl Clients {
         }
     }
 
-    /// Is anybody known who belongs to a network? Asked seldom: for an IPv6 network all are looked at.
+    /// Is anybody known who belongs to a network and is to be spared? Asked seldom: for an IPv6 network all are looked at.
     #[must_use]
-    pub fn has_any_in(&self, prefix: Subject) -> bool {
+    pub fn has_any_in(&self, prefix: Subject, is_spared: impl Fn(&Client) -> bool) -> bool {
+        let is_known = |host: Ipv4Addr| {
+            let client = self.table.get(&Subject::of_client(host.into()));
+            client.is_some_and(&is_spared)
+        };
         match prefix.net() {
-            IpNet::V4(net) if net.prefix_len() >= 24 => net
-                .hosts()
-                .chain([net.network(), net.broadcast()])
-                .any(|host| self.table.contains_key(&Subject::of_client(host.into()))),
-            _ => self.table.keys().any(|client| prefix.covers(*client)),
+            IpNet::V4(net) if net.prefix_len() >= 24 => (net.network().to_bits()
+                ..=net.broadcast().to_bits())
+                .any(|bits| is_known(bits.into())),
+            _ => self
+                .table
+                .iter()
+                .any(|(subject, client)| prefix.covers(*subject) && is_spared(client)),
         }
     }
 
@@ -195,7 +203,7 @@ mod tests {
     use super::*;
 
     fn subject(n: u32) -> Subject {
-        Subject::of_client(std::net::Ipv4Addr::from(0x0A00_0000 + n).into())
+        Subject::of_client(Ipv4Addr::from(0x0A00_0000 + n).into())
     }
 
     #[test]

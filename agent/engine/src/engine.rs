@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     baseline::{self, Baseline, Normal, Second},
-    clients::Clients,
+    clients::{Client, Clients},
     command::{Action, Change, Command, Event, Outcome},
     cusum::Cusum,
     detect::{self, Finding, Sample, Test},
@@ -568,6 +568,7 @@ impl Engine {
         // Nobody need get up for what is over.
         if second + window > self.now.secs() {
             self.watch_site(self.now);
+            self.watch_attack(self.now);
         }
         let watch = &mut self.watch;
         self.clients.sweep(second, window, |subject, client| {
@@ -864,8 +865,10 @@ impl Engine {
         let least = self.settings.detect.prefix_members;
         for (prefix, members) in self.prefixes.note(subject, least, now) {
             let is_banned = self.ledger.get(prefix).is_some();
-            // Whoever of it is known and not banned behaves.
-            if !is_banned && !self.clients.has_any_in(prefix) {
+            // Whoever of it is known and not banned behaves, if they did not come with an attack.
+            let watch = &self.watch;
+            let is_spared = |client: &Client| !watch.came_with_the_attack(client);
+            if !is_banned && !self.clients.has_any_in(prefix, is_spared) {
                 let finding = Finding {
                     value: members as f64,
                     ..detect::finding(
@@ -938,15 +941,14 @@ impl Engine {
     }
 
     /// Learns the seconds that have left the window. One window late, so that whoever is flagged meanwhile takes their
-    /// requests out first. A pause between requests is learnt with the request that ends it, unless it is unheard of:
+    /// requests out first; nothing while the site is attacked. A pause between requests is learnt with the request that ends it, unless it is unheard of:
     /// longer than the window, and than twice the last such pause. A log that has broken must not teach that nobody
     /// comes; a site whose visitors come in bursts must.
     fn learn(&mut self, now: u64) {
         let window = self.window_secs();
         let freeze = u64::from(self.settings.baseline.freeze_secs);
-        let is_frozen = self
-            .alarm
-            .is_some_and(|alarm| self.now.since(alarm.since).as_secs() < freeze);
+        let stands = |alarm: Alarm| self.now.since(alarm.since).as_secs() < freeze;
+        let is_frozen = self.watch.is_attacked() && self.alarm.is_some_and(stands);
         if self.feed.behind && self.feed.mixed || is_frozen {
             self.legitimate.advance(now, window, |_| {});
             self.learn_from = None;
@@ -1002,8 +1004,6 @@ impl Engine {
                     ..Event::new(now, Action::Alarm, condition)
                 };
                 self.command(Command::Record(event));
-                let onset = now.secs().saturating_sub(self.window_secs());
-                self.watch.attack(Some(onset));
                 self.aftermath = None;
             }
             (None, Some(alarm)) if now.since(alarm.flagged).as_secs() >= self.window_secs() => {
@@ -1028,6 +1028,21 @@ impl Engine {
                 }
             }
             (None, Some(_)) => {}
+        }
+    }
+
+    /// While the alarm stands and it is not only what is banned already, the site is attacked.
+    fn watch_attack(&mut self, now: Timestamp) {
+        let Some(alarm) = self.alarm else {
+            return;
+        };
+        let detect = &self.settings.detect;
+        let normal = self.baseline.normal();
+        if !self.watch.is_attacked()
+            && detect::site(detect, normal, &self.legitimate, now).is_some()
+        {
+            let onset = alarm.since.secs().saturating_sub(self.window_secs());
+            self.watch.attack(Some(onset));
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Settings {
 /// Share of failing answers of somebody who guesses.
 const GUESSER_REFUSED: f64 = 0.6;
 const GUESSER_MISSING: f64 = 0.8;
+/// Where so many of the answers fail to those who behave, it is the site that fails: nothing is held against anybody.
+const SITE_FAILS: f64 = 0.25;
 /// Different paths that are kept of a client; more need not be told apart.
 const MAX_DISTINCT: usize = 16;
 
@@ -95,11 +97,17 @@ impl Series {
         at: u32,
         normal: (f64, f64),
     ) -> Option<Verdict> {
-        if settings.score <= 0.0 || answer == Answer::Neither {
+        let of_the_site = match answer {
+            Answer::Refused => normal.0,
+            Answer::Missing => normal.1,
+            Answer::Fine | Answer::Neither => 0.0,
+        };
+        let is_off = settings.score <= 0.0;
+        if is_off || answer == Answer::Neither || of_the_site >= SITE_FAILS {
             return None;
         }
-        let refused = normal.0.clamp(settings.floor_refused, 0.5);
-        let missing = normal.1.clamp(settings.floor_missing, 0.7);
+        let refused = normal.0.max(settings.floor_refused);
+        let missing = normal.1.max(settings.floor_missing);
         let elapsed = f64::from(at.saturating_sub(self.at));
         let faded = f64::from(self.score) * (-elapsed / settings.half_life_secs).exp2();
         self.at = self.at.max(at);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    caps::{FRESH, SPANS, UNIT, WITH_A_PAGE, WITHOUT_A_PATH},
+    caps::{FRESH, FRESH_FOR_LONG, SPANS, UNIT, WITH_A_PAGE, WITHOUT_A_PATH},
     failures::Series,
     parse::{Record, TargetKind},
 };
@@ -76,6 +76,30 @@ pub struct Manner {
     pub agents: u32,
 }
 
+/// What a request was to the habits of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// How much effort it was, in [`UNIT`]s; and how much in the longest span.
+    pub effort: u32,
+    /// See there.
+    pub for_long: u32,
+    /// It was for a page …
+    pub is_page: bool,
+    /// … that the client had not asked for before.
+    pub is_fresh: bool,
+}
+
+impl Noted {
+    const fn of(effort: u32) -> Self {
+        Self {
+            effort,
+            for_long: effort,
+            is_page: false,
+            is_fresh: false,
+        }
+    }
+}
+
 impl Habits {
     /// Of a client that was first seen in second `since`.
     #[must_use]
@@ -87,8 +111,8 @@ impl Habits {
         }
     }
 
-    /// Notes a request, and says what effort it was. `is_known`: somebody else has found the path before.
-    pub fn note(&mut self, record: &Record, second: u32, is_known: bool) -> u32 {
+    /// Notes a request. `is_known`: somebody else has found the path before.
+    pub fn note(&mut self, record: &Record, second: u32, is_known: bool) -> Noted {
         self.last = self.last.max(second);
         if self.requests >= MEMORY {
             for count in [
@@ -107,11 +131,11 @@ impl Habits {
             self.agents |= 1 << (agent % 32);
         }
         let Some(target) = record.target else {
-            return WITHOUT_A_PATH;
+            return Noted::of(WITHOUT_A_PATH);
         };
         if target.kind != TargetKind::Page {
             self.with_pages += 1;
-            return WITH_A_PAGE;
+            return Noted::of(WITH_A_PAGE);
         }
         self.known += u32::from(is_known);
         // The majority vote of Boyer and Moore (MJRTY, 1981).
@@ -124,7 +148,12 @@ impl Habits {
             self.lead -= 1;
         }
         let is_fresh = self.is_new(target.path);
-        if is_fresh && is_known { FRESH } else { UNIT }
+        Noted {
+            effort: if is_fresh && is_known { FRESH } else { UNIT },
+            for_long: if is_fresh { FRESH_FOR_LONG } else { UNIT },
+            is_page: true,
+            is_fresh,
+        }
     }
 
     /// Is a path new to this client? From now on it is not.

@@ -10,7 +10,7 @@ use crate::{
     clients::Client,
     detect::{self, Finding, Settings, Test},
     failures::Answer,
-    habits::{Habits, Manner, Place, SLICES},
+    habits::{Habits, Manner, Noted, Place, SLICES},
     parse::{Record, TargetKind},
     paths::{self, Paths},
     regulars::Regulars,
@@ -71,13 +71,36 @@ impl Standing {
 }
 
 /// An attack on the whole site.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Attack {
     /// Who was first seen from this second on is a newcomer.
     newcomers_from: u64,
     /// Requests of newcomers, and of all.
     of_newcomers: u64,
     of_all: u64,
+    /// Of those of newcomers: for what comes with pages, …
+    with_pages: u64,
+    /// … for pages that nobody else has found, and again for the same page.
+    invented: u64,
+    again: u64,
+}
+
+impl Attack {
+    fn note(&mut self, habits: &Habits, noted: Noted, is_known: bool) {
+        self.of_all += 1;
+        if !is_newcomer(habits, self) {
+            return;
+        }
+        self.of_newcomers += 1;
+        self.with_pages += u64::from(!noted.is_page);
+        self.invented += u64::from(noted.is_page && !is_known);
+        self.again += u64::from(noted.is_page && !noted.is_fresh);
+    }
+
+    /// Is it most of what newcomers do? A crowd does none of it.
+    const fn is_what_they_do(&self, count: u64) -> bool {
+        2 * count >= self.of_newcomers
+    }
 }
 
 /// See the module's documentation.
@@ -115,11 +138,26 @@ impl Watch {
             (Some(_), Some(attack)) => Some(attack),
             (Some(newcomers_from), None) => Some(Attack {
                 newcomers_from,
-                of_newcomers: 0,
-                of_all: 0,
+                ..Attack::default()
             }),
             (None, _) => None,
         };
+    }
+
+    /// Does an attack on the whole site go on, or its aftermath?
+    pub const fn is_attacked(&self) -> bool {
+        self.attack.is_some()
+    }
+
+    /// Is a client nobody to be spared for: one who came with the attack?
+    pub fn came_with_the_attack(&self, client: &Client) -> bool {
+        let Some(attack) = &self.attack else {
+            return false;
+        };
+        match &client.habits {
+            Some(habits) => is_newcomer(habits, attack),
+            None => client.window.oldest() >= Some(attack.newcomers_from),
+        }
     }
 
     /// A client has gone that nothing is held against.
@@ -169,14 +207,14 @@ impl Watch {
             return self.ordered(settings, normal, &client.window, None, record);
         };
         let was_fine = habits.behaves();
-        let effort = habits.note(record, narrow(second), is_known);
+        let noted = habits.note(record, narrow(second), is_known);
         habits.sample(place);
-        let effort = effort.saturating_mul(weight);
+        let effort = noted.effort.saturating_mul(weight);
         client.window.exert(second, effort);
-        habits.add(narrow(second), settings.window_secs, effort);
+        let for_long = noted.for_long.saturating_mul(weight);
+        habits.add(narrow(second), settings.window_secs, for_long);
         if let Some(attack) = &mut self.attack {
-            attack.of_all += 1;
-            attack.of_newcomers += u64::from(is_newcomer(habits, attack));
+            attack.note(habits, noted, is_known);
         }
         if was_fine {
             self.standing.add(answer, mark, second);
@@ -370,11 +408,15 @@ impl Watch {
         if settings.attack_requests == 0 || with_pages > 0.1 || record.target.is_none() {
             return None;
         }
-        let is_one_page =
-            lead >= 0.6 && pages >= if site_loads_pages { least } else { 1.5 * least };
-        let is_invented = known <= 0.2 && pages >= 1.5 * least;
-        let are_new = 2 * attack.of_newcomers >= attack.of_all;
-        let is_bare = site_loads_pages && are_new && pages >= 2.0 * least;
+        let is_one_page = attack.is_what_they_do(attack.again)
+            && lead >= 0.6
+            && pages >= if site_loads_pages { least } else { 1.5 * least };
+        let is_invented =
+            attack.is_what_they_do(attack.invented) && known <= 0.2 && pages >= 1.5 * least;
+        let is_bare = site_loads_pages
+            && 2 * attack.of_newcomers >= attack.of_all
+            && 5 * attack.with_pages <= attack.of_newcomers
+            && pages >= 2.0 * least;
         let test = if is_one_page {
             Test::OnePage
         } else if is_invented {

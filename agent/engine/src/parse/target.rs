@@ -30,6 +30,34 @@ const ASSETS: [&[u8]; 29] = [
     b"wasm", b"webm", b"webp", b"woff", b"woff2", b"xbm",
 ];
 
+/// Folders that sites keep such things in, with or without an extension.
+const FOLDERS: [&[u8]; 24] = [
+    b"_next",
+    b"assets",
+    b"avatar",
+    b"avatars",
+    b"build",
+    b"cdn",
+    b"css",
+    b"dist",
+    b"font",
+    b"fonts",
+    b"image",
+    b"images",
+    b"img",
+    b"imgs",
+    b"js",
+    b"media",
+    b"photo",
+    b"photos",
+    b"pics",
+    b"static",
+    b"thumb",
+    b"thumbnails",
+    b"thumbs",
+    b"uploads",
+];
+
 /// Programs: nobody asks for these unbidden, wherever they are said to lie.
 const PROGRAMS: [&[u8]; 7] = [b"php", b"asp", b"aspx", b"jsp", b"cgi", b"exe", b"sh"];
 
@@ -81,9 +109,20 @@ impl Kind {
             || path == b"/ads.txt"
             || path.starts_with(b"/.well-known/")
             || extension.eq_ignore_ascii_case(b"map");
+        // What is called a page is one, whatever its folder.
+        let is_in_folder = !matches!(extension, b"html" | b"htm") && !name.is_empty() && {
+            let mut folders = path.split(|byte| *byte == b'/').skip(1);
+            let first_two = [folders.next(), folders.next()];
+            first_two.into_iter().flatten().any(|folder| {
+                folder.len() < path.len().saturating_sub(1)
+                    && FOLDERS
+                        .iter()
+                        .any(|known| folder.eq_ignore_ascii_case(known))
+            })
+        };
         if unbidden {
             Self::Unbidden
-        } else if is(&ASSETS) {
+        } else if is(&ASSETS) || is_in_folder {
             Self::Asset
         } else {
             Self::Page
@@ -112,6 +151,13 @@ mod tests {
             ("/.well-known/shell.php", Kind::Page),
             ("/favicon.php", Kind::Page),
             ("/png", Kind::Page),
+            ("/image/60844/productModel/200x200", Kind::Asset),
+            ("/shop/Static/x", Kind::Asset),
+            ("/images", Kind::Page),
+            ("/images/", Kind::Page),
+            ("/images/tour.html", Kind::Page),
+            ("/static/shell.php", Kind::Page),
+            ("/shop/a/static/x", Kind::Page),
             ("/a.png/b", Kind::Page),
             ("GET /x.js HTTP/1.1", Kind::Asset),
             ("GET /x y.js HTTP/1.1", Kind::Page),
