@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _};
 
 use foldhash::fast::FixedState;
+use memchr::{memchr, memchr2, memrchr};
 
 /// What a request asked for. Paths are attackers' words: they are told apart by a keyed hash, and never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,71 +25,106 @@ pub enum Kind {
     Unbidden,
 }
 
-const ASSETS: [&[u8]; 29] = [
+const ASSETS: [u64; 29] = words([
     b"avif", b"bmp", b"css", b"eot", b"gif", b"ico", b"jpeg", b"jpg", b"js", b"jxl", b"m4a",
     b"m4s", b"mjs", b"mp3", b"mp4", b"mpeg", b"mpg", b"ogg", b"otf", b"png", b"svg", b"ts", b"ttf",
     b"wasm", b"webm", b"webp", b"woff", b"woff2", b"xbm",
-];
+]);
 
 /// Programs: nobody asks for these unbidden, wherever they are said to lie.
-const PROGRAMS: [&[u8]; 7] = [b"php", b"asp", b"aspx", b"jsp", b"cgi", b"exe", b"sh"];
+const PROGRAMS: [u64; 7] = words([b"php", b"asp", b"aspx", b"jsp", b"cgi", b"exe", b"sh"]);
+
+const MAP: u64 = word(b"map");
+
+/// How the names of what is asked for unbidden begin.
+const UNBIDDEN: [&[u8]; 6] = [
+    b"favicon",
+    b"apple-touch-icon",
+    b"sitemap",
+    b"browserconfig.xml",
+    b"manifest.json",
+    b"site.webmanifest",
+];
 
 impl Target {
     /// From a path with or without a query, or a whole `$request` (`GET /path HTTP/1.1`), as it stands in the log. `key` keeps
     /// clients from finding paths that pass for one another.
     #[must_use]
     pub fn of(text: &[u8], key: u64) -> Self {
-        let mut words = text.split(|byte| *byte == b' ');
-        let (first, second) = (words.next().unwrap_or_default(), words.next());
-        // A method has no slash and is followed by the path.
-        let path = match second {
-            Some(second) if !first.contains(&b'/') => second,
-            _ => first,
+        let word = |text| {
+            memchr(b' ', text).map_or((text, None), |end| (&text[..end], text.get(end + 1..)))
         };
-        let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+        // A method has no slash and is followed by the path.
+        let path = match word(text) {
+            (first, Some(rest)) if memchr(b'/', first).is_none() => word(rest).0,
+            (first, _) => first,
+        };
+        let end = memchr2(b'?', b'#', path);
         let path = &path[..end.unwrap_or(path.len())];
-        let mut hasher = FixedState::with_seed(key).build_hasher();
-        hasher.write(path);
-        let hash = hasher.finish();
         Self {
-            #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
-            path: (hash ^ (hash >> 32)) as u32,
+            path: hash(path, key),
             kind: Kind::of(path),
         }
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
+fn hash(text: &[u8], key: u64) -> u32 {
+    let mut hasher = FixedState::with_seed(key).build_hasher();
+    hasher.write(text);
+    let hash = hasher.finish();
+    (hash ^ (hash >> 32)) as u32
+}
+
 impl Kind {
     fn of(path: &[u8]) -> Self {
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let dot = name.iter().rposition(|byte| *byte == b'.');
-        let extension = dot.map_or(&[][..], |dot| &name[dot + 1..]);
-        let is = |known: &[&[u8]]| known.iter().any(|one| extension.eq_ignore_ascii_case(one));
-        if is(&PROGRAMS) {
+        let name = memrchr(b'/', path).map_or(path, |slash| &path[slash + 1..]);
+        let extension = memrchr(b'.', name).map_or(0, |dot| word(&name[dot + 1..]));
+        if PROGRAMS.contains(&extension) {
             return Self::Page;
         }
-        let begins = |text: &[u8]| {
-            name.get(..text.len())
-                .is_some_and(|head| head.eq_ignore_ascii_case(text))
+        // The first byte tells most names, without a call.
+        let begins = |text: &&[u8]| {
+            name.first().map(u8::to_ascii_lowercase) == text.first().copied()
+                && name
+                    .get(..text.len())
+                    .is_some_and(|head| head.eq_ignore_ascii_case(text))
         };
-        let unbidden = begins(b"favicon")
-            || begins(b"apple-touch-icon")
-            || begins(b"sitemap")
-            || begins(b"browserconfig.xml")
-            || begins(b"manifest.json")
-            || begins(b"site.webmanifest")
+        let unbidden = extension == MAP
+            || UNBIDDEN.iter().any(begins)
             || path == b"/robots.txt"
             || path == b"/ads.txt"
-            || path.starts_with(b"/.well-known/")
-            || extension.eq_ignore_ascii_case(b"map");
+            || path.starts_with(b"/.well-known/");
         if unbidden {
             Self::Unbidden
-        } else if is(&ASSETS) {
+        } else if ASSETS.contains(&extension) {
             Self::Asset
         } else {
             Self::Page
         }
     }
+}
+
+/// Up to seven bytes in lower case, and how many, in one number, which is compared at once. 0 of more.
+const fn word(text: &[u8]) -> u64 {
+    if text.len() > 7 {
+        return 0;
+    }
+    let (mut word, mut at) = (1, 0);
+    while at < text.len() {
+        word = word << 8 | text[at].to_ascii_lowercase() as u64;
+        at += 1;
+    }
+    word
+}
+
+const fn words<const N: usize>(texts: [&[u8]; N]) -> [u64; N] {
+    let (mut words, mut at) = ([0; N], 0);
+    while at < N {
+        words[at] = word(texts[at]);
+        at += 1;
+    }
+    words
 }
 
 #[cfg(test)]
@@ -115,6 +151,12 @@ mod tests {
             ("/a.png/b", Kind::Page),
             ("GET /x.js HTTP/1.1", Kind::Asset),
             ("GET /x y.js HTTP/1.1", Kind::Page),
+            ("/x.", Kind::Page),
+            ("/x.\0js", Kind::Page),
+            ("/x.wooooooff", Kind::Page),
+            ("/x.woff2", Kind::Asset),
+            ("/SiteMap-3.xml.gz", Kind::Unbidden),
+            ("GET ", Kind::Page),
         ] {
             assert_eq!(Target::of(path.as_bytes(), 0).kind, kind, "{path}");
         }
