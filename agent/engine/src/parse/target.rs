@@ -68,6 +68,21 @@ impl Target {
     }
 }
 
+/// The target that a log's field holds, if it holds any.
+pub(super) fn target(text: &[u8], key: u64) -> Option<Target> {
+    is_there(text).then(|| Target::of(text, key))
+}
+
+/// Hash of the `User-Agent` that a log's field holds, if it holds any.
+pub(super) fn agent(text: &[u8], key: u64) -> Option<u32> {
+    is_there(text).then(|| hash(text, key))
+}
+
+/// Nginx writes one of the two where there is no value.
+const fn is_there(text: &[u8]) -> bool {
+    !matches!(text, b"" | b"-")
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
 fn hash(text: &[u8], key: u64) -> u32 {
     let mut hasher = FixedState::with_seed(key).build_hasher();
