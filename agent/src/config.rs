@@ -266,6 +266,16 @@ fn declare(r: &mut Reader) -> Config {
             "realip_remote_addr",
             "$realip_remote_addr, the address of the connection; may be left out of the log.",
         ),
+        path: r.text(
+            "path",
+            "path",
+            "$request_uri, $uri or $request; may be left out of the log.",
+        ),
+        user_agent: r.text(
+            "user_agent",
+            "user_agent",
+            "$http_user_agent; may be left out of the log.",
+        ),
     };
     let format = match Format::new(&format, fields) {
         Ok(format) => format,

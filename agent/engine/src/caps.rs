@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 pub const UNIT: u32 = 20;
 /// Of one for a path that is new to the client and known to others: what somebody does who looks around.
 pub const FRESH: u32 = 8;
-/// Of one for a path that is new to the client, in the longest span: looking around for so long is work, too.
-pub const FRESH_FOR_LONG: u32 = 18;
+/// The same in the longest span: looking around for so long is work, too.
+pub const FRESH_FOR_LONG: u32 = 16;
+/// And for a path that is new to the client and known to nobody.
+pub const STRANGE_FOR_LONG: u32 = 18;
 /// Of one for what comes with a page.
 pub const WITH_A_PAGE: u32 = 5;
 

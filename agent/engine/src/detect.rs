@@ -358,7 +358,7 @@ impl Settings {
                 score: 0.0,
                 floor_refused: 0.02,
                 floor_missing: 0.05,
-                half_life_secs: 80.0,
+                half_life_secs: 75.0,
                 distinct: 10,
             },
             room: 1.0,
@@ -379,11 +379,11 @@ impl Default for Settings {
         let ordered = Self::ordered();
         Self {
             caps: caps::Settings {
-                floors: [60.0, 90.0, 110.0, 500.0],
+                floors: [60.0, 90.0, 110.0, 515.0],
                 times_floor: 4.0,
             },
             failures: failures::Settings {
-                score: 15.0,
+                score: 13.8,
                 ..ordered.failures
             },
             room: 3.0,

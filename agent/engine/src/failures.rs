@@ -150,7 +150,8 @@ impl Series {
             Some(_) => distinct >= settings.distinct,
             None => self.failures >= 2 * settings.distinct,
         };
-        let is_guesser = 2 * self.refused > self.failures || is_broad;
+        let is_at_a_door = 4 * self.refused >= 3 * self.failures;
+        let is_guesser = is_at_a_door || is_broad;
         (score > settings.score && is_guesser).then_some(Verdict {
             score,
             answers: self.answers,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    caps::{FRESH, FRESH_FOR_LONG, SPANS, UNIT, WITH_A_PAGE, WITHOUT_A_PATH},
+    caps::{FRESH, FRESH_FOR_LONG, SPANS, STRANGE_FOR_LONG, UNIT, WITH_A_PAGE, WITHOUT_A_PATH},
     failures::Series,
     parse::{Record, TargetKind},
 };
@@ -150,7 +150,11 @@ impl Habits {
         let is_fresh = self.is_new(target.path);
         Noted {
             effort: if is_fresh && is_known { FRESH } else { UNIT },
-            for_long: if is_fresh { FRESH_FOR_LONG } else { UNIT },
+            for_long: match (is_fresh, is_known) {
+                (true, true) => FRESH_FOR_LONG,
+                (true, false) => STRANGE_FOR_LONG,
+                (false, _) => UNIT,
+            },
             is_page: true,
             is_fresh,
         }

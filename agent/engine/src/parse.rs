@@ -60,8 +60,12 @@ pub struct Fields {
     pub client: String,
     /// Nginx's `$status`.
     pub status: String,
-    /// Nginx's `$realip_remote_addr`. The only one that a line need not have.
+    /// Nginx's `$realip_remote_addr`. From here on, a line need not have them.
     pub peer: String,
+    /// Nginx's `$request_uri`, `$uri` or `$request`.
+    pub path: String,
+    /// Nginx's `$http_user_agent`.
+    pub user_agent: String,
 }
 
 impl Default for Fields {
@@ -71,6 +75,8 @@ impl Default for Fields {
             client: "source_ip".to_owned(),
             status: "status".to_owned(),
             peer: "realip_remote_addr".to_owned(),
+            path: "path".to_owned(),
+            user_agent: "user_agent".to_owned(),
         }
     }
 }
@@ -92,25 +98,44 @@ impl Fields {
             Some(Field::Status)
         } else if is(&self.peer) {
             Some(Field::Peer)
+        } else if is(&self.path) {
+            Some(Field::Path)
+        } else if is(&self.user_agent) {
+            Some(Field::Agent)
         } else {
             None
         }
     }
 
     fn check(&self) -> Result<(), String> {
-        let names = [&self.time, &self.client, &self.status, &self.peer];
-        if names.iter().any(|name| name.is_empty()) {
-            return Err("a field's name is empty: write the key that the log has".to_owned());
-        }
-        for (place, name) in names.iter().enumerate() {
-            if names[..place].contains(name) {
-                return Err(format!(
-                    "{name:?} names two fields: time, client, status and peer each need a key of their own"
-                ));
-            }
-        }
-        Ok(())
+        distinct(&[
+            &self.time,
+            &self.client,
+            &self.status,
+            &self.peer,
+            &self.path,
+            &self.user_agent,
+        ])
     }
+
+    /// Of the rest, [`Fields::of_key`] takes the first: they are never a reason to refuse a `log_format`.
+    fn check_needed(&self) -> Result<(), String> {
+        distinct(&[&self.time, &self.client, &self.status, &self.peer])
+    }
+}
+
+fn distinct(names: &[&String]) -> Result<(), String> {
+    if names.iter().any(|name| name.is_empty()) {
+        return Err("a field's name is empty: write the key that the log has".to_owned());
+    }
+    for (place, name) in names.iter().enumerate() {
+        if names[..place].contains(name) {
+            return Err(format!(
+                "{name:?} names two fields: time, client, status, peer, path and user_agent each need a key of their own"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What is read from a line.
@@ -120,11 +145,17 @@ enum Field {
     Client,
     Status,
     Peer,
+    Path,
+    Agent,
 }
 
 /// How the lines of a log are written.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Format(Kind);
+pub struct Format {
+    kind: Kind,
+    /// Of the hashes of what clients write.
+    key: u64,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
@@ -134,13 +165,15 @@ enum Kind {
     Auto(Fields, Template),
 }
 
-/// What follows is not looked at, so formats that begin like it are read too.
-const COMBINED: &str = r#"$remote_addr - $remote_user [$time_local] "$request" $status"#;
+const COMBINED: &str = r#"$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" "$http_user_agent""#;
 
 /// `auto`, with the default names.
 impl Default for Format {
     fn default() -> Self {
-        Self(Kind::Auto(Fields::default(), combined()))
+        Self {
+            kind: Kind::Auto(Fields::default(), combined()),
+            key: 0,
+        }
     }
 }
 
@@ -152,6 +185,7 @@ fn combined() -> Template {
     log_format::parts(COMBINED)
         .and_then(|parts| Template::new(&parts))
         .expect("the combined format has all that is needed")
+        .open_ended()
 }
 
 impl Format {
@@ -181,7 +215,14 @@ impl Format {
                 ));
             }
         };
-        Ok(Self(kind))
+        Ok(Self { kind, key: 0 })
+    }
+
+    /// With a key for the hashes of paths and user agents, which keeps clients from finding paths that pass for one another; a
+    /// replay uses 0.
+    #[must_use]
+    pub fn keyed(self, key: u64) -> Self {
+        Self { key, ..self }
     }
 
     /// Reads one line, without its line break.
@@ -189,14 +230,14 @@ impl Format {
     /// # Errors
     /// [`Malformed`] when time, address or status cannot be had, even after stray bytes have been made readable.
     pub fn read(&self, line: &[u8]) -> Result<Record, Malformed> {
-        match &self.0 {
-            Kind::Json(fields) => json::read(line, fields),
-            Kind::Template(template) => template.read(line),
+        match &self.kind {
+            Kind::Json(fields) => json::read(line, fields, self.key),
+            Kind::Template(template) => template.read(line, self.key),
             Kind::Auto(fields, combined) => {
                 if line.trim_ascii_start().first() == Some(&b'{') {
-                    json::read(line, fields)
+                    json::read(line, fields, self.key)
                 } else {
-                    combined.read(line)
+                    combined.read(line, self.key)
                 }
             }
         }
@@ -400,6 +441,7 @@ mod tests {
             client: client.to_owned(),
             status: status.to_owned(),
             peer: peer.to_owned(),
+            ..Fields::default()
         };
         let json = Format::new("json", names("time", "remote \"addr\"", "étât", "via")).unwrap();
         let record = json
@@ -425,6 +467,7 @@ mod tests {
             (names("", "b", "c", "d"), "empty"),
             (names("a", "b", "c", ""), "empty"),
             (names("a", "b", "a", "d"), r#""a" names two fields"#),
+            (names("a", "b", "c", "path"), r#""path" names two fields"#),
         ] {
             let error = Format::new("auto", fields).unwrap_err();
             assert!(error.contains(reason), "{error}");
@@ -530,6 +573,8 @@ mod tests {
             let at = Timestamp::from_millis(1_700_000_000_123);
             let expected = Record {
                 peer: Some([10, 0, 0, 1].into()),
+                agent: target::agent(br#"{"who":"198.51.100.7"}"#, 0)
+                    .filter(|_| text.contains("$http_user_agent")),
                 ..Record::new(at, [192, 0, 2, 1].into(), 404)
             };
             assert_eq!(record, expected, "{text}");

@@ -18,8 +18,10 @@ use crate::{
     window::Window,
 };
 
-/// Habits are kept of clients with so many requests in the window, or one that failed.
+/// Habits are kept of clients with so many requests in the window, or one that failed; with one less while the site is attacked.
 const HABITS_FROM: u64 = 3;
+/// What newcomers do is counted over so many of their requests.
+const NEWCOMERS_MEMORY: u64 = 1024;
 /// Half of what is known of others' answers is gone after so many seconds.
 const STANDING_HALF_LIFE: f64 = 60.0;
 /// Shares of others' answers say something from so many on.
@@ -87,6 +89,17 @@ struct Attack {
 
 impl Attack {
     fn note(&mut self, habits: &Habits, noted: Noted, is_known: bool) {
+        if self.of_newcomers >= NEWCOMERS_MEMORY {
+            for count in [
+                &mut self.of_newcomers,
+                &mut self.of_all,
+                &mut self.with_pages,
+                &mut self.invented,
+                &mut self.again,
+            ] {
+                *count /= 2;
+            }
+        }
         self.of_all += 1;
         if !is_newcomer(habits, self) {
             return;
@@ -97,9 +110,9 @@ impl Attack {
         self.again += u64::from(noted.is_page && !noted.is_fresh);
     }
 
-    /// Is it most of what newcomers do? A crowd does none of it.
-    const fn is_what_they_do(&self, count: u64) -> bool {
-        2 * count >= self.of_newcomers
+    /// Is it so much of what newcomers do, in tenths? A crowd does little of it.
+    const fn is_what_they_do(&self, count: u64, tenths: u64) -> bool {
+        10 * count >= tenths * self.of_newcomers
     }
 }
 
@@ -195,8 +208,9 @@ impl Watch {
             _ => false,
         };
         self.note_kind(record);
+        let habits_from = HABITS_FROM - u64::from(self.is_attacked());
         if client.habits.is_none()
-            && (client.window.requests() >= HABITS_FROM || record.status >= 400)
+            && (client.window.requests() >= habits_from || record.status >= 400)
         {
             let first = client.window.oldest().unwrap_or(second);
             let is_regular = self.regulars.contains(subject);
@@ -408,11 +422,11 @@ impl Watch {
         if settings.attack_requests == 0 || with_pages > 0.1 || record.target.is_none() {
             return None;
         }
-        let is_one_page = attack.is_what_they_do(attack.again)
+        let is_one_page = attack.is_what_they_do(attack.again, 5)
             && lead >= 0.6
             && pages >= if site_loads_pages { least } else { 1.5 * least };
         let is_invented =
-            attack.is_what_they_do(attack.invented) && known <= 0.2 && pages >= 1.5 * least;
+            attack.is_what_they_do(attack.invented, 8) && known <= 0.2 && pages >= 1.5 * least;
         let is_bare = site_loads_pages
             && 2 * attack.of_newcomers >= attack.of_all
             && 5 * attack.with_pages <= attack.of_newcomers

@@ -5,11 +5,16 @@
     reason = "a test panics with its evidence"
 )]
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, Hasher as _},
+    net::IpAddr,
+};
 
+use foldhash::fast::FixedState;
 use portcullis_engine::{
     Timestamp,
-    parse::{Fields, Format, Record},
+    parse::{Fields, Format, Record, Target},
 };
 use proptest::prelude::*;
 
@@ -27,6 +32,30 @@ fn read(format: &Format, line: &[u8]) -> Record {
 
 fn record(secs: u64, client: &str, status: u16) -> Record {
     Record::new(Timestamp::from_secs(secs), client.parse().unwrap(), status)
+}
+
+fn is_there(text: &[u8]) -> bool {
+    !matches!(text, b"" | b"-")
+}
+
+fn target(text: &[u8]) -> Option<Target> {
+    is_there(text).then(|| Target::of(text, 0))
+}
+
+fn agent(text: &[u8]) -> Option<u32> {
+    let mut hasher = FixedState::with_seed(0).build_hasher();
+    hasher.write(text);
+    let hash = hasher.finish();
+    is_there(text).then(|| u32::try_from((hash ^ (hash >> 32)) & 0xFFFF_FFFF).unwrap())
+}
+
+/// What was asked for, and by what.
+fn asked(record: Record, path: &str, user_agent: &str) -> Record {
+    Record {
+        target: target(path.as_bytes()),
+        agent: agent(user_agent.as_bytes()),
+        ..record
+    }
 }
 
 #[test]
@@ -49,15 +78,27 @@ fn combined_lines_of_nginx_and_apache_are_read() {
         for (line, expected) in [
             (
                 r#"2001:db8:85a3::8a2e:370:7334 - - [22/Oct/2021:02:28:56 -0700] "GET /Datasets%20Description/ftp.html HTTP/1.1" 200 1486 "-" "Mozilla/5.0 (compatible; AhrefsBot/7.0; +http://ahrefs.com/robot/)""#,
-                record(1_634_894_936, "2001:db8:85a3::8a2e:370:7334", 200),
+                asked(
+                    record(1_634_894_936, "2001:db8:85a3::8a2e:370:7334", 200),
+                    "/Datasets%20Description/ftp.html",
+                    "Mozilla/5.0 (compatible; AhrefsBot/7.0; +http://ahrefs.com/robot/)",
+                ),
             ),
             (
                 r#"::ffff:192.0.2.1 - mallory [22/Nov/2026:18:11:06 +0000] "\x16\x03\x01\x02" 400 157 "-" "-" "198.51.100.7""#,
-                record(1_795_371_066, "192.0.2.1", 400),
+                asked(
+                    record(1_795_371_066, "192.0.2.1", 400),
+                    r"\x16\x03\x01\x02",
+                    "-",
+                ),
             ),
             (
                 r#"192.0.2.1 - - [22/Nov/2026:18:11:06 +0000] "GET /a\"b\\ HTTP/1.1" 404 153 "x\"" "198.51.100.7""#,
-                record(1_795_371_066, "192.0.2.1", 404),
+                asked(
+                    record(1_795_371_066, "192.0.2.1", 404),
+                    r#"/a\"b\\"#,
+                    "198.51.100.7",
+                ),
             ),
             (
                 r#"192.0.2.1 - - [22/Nov/2026:18:11:06 +0000] "" 000 0 "-" "-""#,
@@ -68,12 +109,203 @@ fn combined_lines_of_nginx_and_apache_are_read() {
         }
     }
     // The common format, and formats that go on otherwise after the status.
-    for rest in ["200 1486", "200", r#"200 0.001 "-""#, "200 "] {
+    for rest in [
+        "200 1486",
+        "200",
+        r#"200 0.001 "-""#,
+        "200 ",
+        r#"200 1486 "-" "curl"#,
+        r#"200 1486 0.001 "-" "curl/8.5.0""#,
+        r#"200 1486 "-"  "curl/8.5.0""#,
+        r#"200 1486 "-", "curl/8.5.0""#,
+        r#"200 - "192.0.2.9" upstream "curl/8.5.0""#,
+        r#"200 "-" "-" "curl/8.5.0""#,
+    ] {
         let line = format!(r#"192.0.2.1 - - [22/Nov/2026:18:11:06 +0000] "GET / HTTP/1.1" {rest}"#);
         assert_eq!(
             read(&format("combined"), line.as_bytes()),
-            record(1_795_371_066, "192.0.2.1", 200)
+            asked(record(1_795_371_066, "192.0.2.1", 200), "/", ""),
+            "{line}"
         );
+    }
+}
+
+#[test]
+fn path_and_user_agent_are_read_from_json_however_it_is_written() {
+    let expected = |client: &str| {
+        asked(
+            record(1_795_371_066, client, 404),
+            "/a/b.css?x=1",
+            "curl/8.5.0",
+        )
+    };
+    let own = format(
+        r#"{"t":"$msec","ip":"$remote_addr","s":"$status","r":"$request","u":"$uri","path":"$http_x","target":"$request_uri","ua":"$http_user_agent"}"#,
+    );
+    let one = format(
+        r#"{"t":"$msec","ip":"$remote_addr","s":"$status","r":"$request","ua":"$http_user_agent"}"#,
+    );
+    let none = format(
+        r#"{"t":"$msec","ip":"$remote_addr","s":"$status","path":"$uri$is_args$args","user_agent":"as $http_user_agent"}"#,
+    );
+    for (format, line) in [
+        (
+            &format("json"),
+            r#"{"timestamp":1795371066,"source_ip":"192.0.2.1","path":"/a/b.css?x=1","status":404,"user_agent":"curl/8.5.0"}"#,
+        ),
+        // By way of serde_json.
+        (
+            &format("json"),
+            r#"{"timestamp":1795371066,"source_ip":"192.0.2.1","path":"\/a\u002fb.css?x=1","status":404,"user_agent":"\u0063url\/8.5.0","x":{}}"#,
+        ),
+        // Repaired.
+        (
+            &format("auto"),
+            r#"{"timestamp":1795371066,"source_ip":"192.0.2.1","path":"\x2Fa/b.css?x=1","status":404,"user_agent":"curl\x2f8.5.0"}"#,
+        ),
+        (
+            &own,
+            r#"{"t":"1795371066.000","ip":"192.0.2.1","s":"404","r":"GET /z HTTP/1.1","u":"/z","path":"/z","target":"/a/b.css?x=1","ua":"curl/8.5.0","user_agent":"z"}"#,
+        ),
+        (
+            &one,
+            r#"{"t":"1795371066.000","ip":"192.0.2.1","s":"404","r":"GET /a/b.css?x=1 HTTP/1.1","path":"/z","ua":"curl/8.5.0"}"#,
+        ),
+        (
+            &none,
+            r#"{"t":"1795371066.000","ip":"192.0.2.1","s":"404","path":"/a/b.css?x=1","user_agent":"curl/8.5.0"}"#,
+        ),
+    ] {
+        assert_eq!(
+            read(format, line.as_bytes()),
+            expected("192.0.2.1"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn path_and_user_agent_are_no_reason_to_lose_a_line() {
+    let with = |more: &str| {
+        let line = format!(r#"{{"timestamp":1,"source_ip":"192.0.2.1"{more},"status":200}}"#);
+        read(&format("json"), line.as_bytes())
+    };
+    let plain = record(1, "192.0.2.1", 200);
+    for more in [
+        "",
+        r#","path":"","user_agent":"""#,
+        r#","path":"-","user_agent":"-""#,
+        r#","path":null,"user_agent":null"#,
+        r#","path":1,"user_agent":-1.5e400"#,
+        r#","path":{"source_ip":"198.51.100.7"},"user_agent":["a"]"#,
+        r#","path":true,"user_agent":[[[{}]]]"#,
+        r#","path":"/a","path":"/a","user_agent":"a","user_agent":"a","user_agent":"a""#,
+        r#","path":"/a","p\u0061th":"/b","path":"/c""#,
+        r#","path":"/a","path":null"#,
+    ] {
+        assert_eq!(with(more), plain, "{more}");
+    }
+    // The one is not lost with the other.
+    assert_eq!(
+        with(r#","path":"/a","user_agent":null"#),
+        asked(plain, "/a", "")
+    );
+    assert_eq!(
+        with(r#","path":"/a","path":"/a","user_agent":"b""#),
+        asked(plain, "", "b")
+    );
+    let deep = "[".repeat(200_000) + &"]".repeat(200_000);
+    assert_eq!(with(&format!(r#","path":{deep}"#)), plain);
+    // What no client can make Nginx write: surrogates by themselves.
+    let odd = with(r#","path":"/\ud800","user_agent":"\udc00\ud800""#);
+    assert_eq!((odd.client, odd.status), (plain.client, plain.status));
+    // A log_format whose names are in the way was, and is, read.
+    let taken = format(r#"{"path":"$msec","user_agent":"$remote_addr","s":$status}"#);
+    let line = br#"{"path":"1.000","user_agent":"192.0.2.1","s":200}"#;
+    assert_eq!(read(&taken, line), plain);
+}
+
+#[test]
+fn path_and_user_agent_are_read_where_it_can_be_told_what_they_are() {
+    let begin = "192.0.2.1 [22/Nov/2026:18:11:06 +0000] 200 ";
+    for (rest, values, path, user_agent) in [
+        (
+            r#""$request" "$uri" "$http_user_agent""#,
+            r#""GET /a HTTP/1.1" "/b" "c""#,
+            "/b",
+            "c",
+        ),
+        (
+            r#""$request" $uri "$http_user_agent""#,
+            r#""GET /a HTTP/1.1" /b d "c""#,
+            "/b d",
+            "c",
+        ),
+        (
+            r#""$uri$args" "$request" $request_id"#,
+            r#""/b?c" "GET /a HTTP/1.1" x"#,
+            "/a",
+            "",
+        ),
+        (
+            r#""$request_method $request_uri" ua=$http_user_agent"#,
+            r#""GET /a?b" ua=c "#,
+            "/a?b",
+            "c ",
+        ),
+        // Which is which?
+        ("$request_uri $http_user_agent", "/a b", "", ""),
+        (
+            r#"$request_uri $host "$http_user_agent""#,
+            r#"/a b "c""#,
+            "",
+            "c",
+        ),
+        (
+            r#""$pid$uri" "$server_addr:$server_port" "$http_user_agent""#,
+            r#""1/a" "::1:80" "c""#,
+            "",
+            "c",
+        ),
+        // Not as in the format.
+        (
+            r#""$http_referer" "$request" [$pid] "$http_user_agent""#,
+            r#""-" "GET /a HTTP/1.1" [x] "c""#,
+            "/a",
+            "",
+        ),
+        (r#""$http_referer" "$request_uri""#, r#""-" "/a"#, "", ""),
+        (r#""$http_referer" "$request_uri""#, r#""-""#, "", ""),
+    ] {
+        let format = format(&format!("$remote_addr [$time_local] $status {rest}"));
+        let line = format!("{begin}{values}");
+        assert_eq!(
+            read(&format, line.as_bytes()),
+            asked(record(1_795_371_066, "192.0.2.1", 200), path, user_agent),
+            "{rest}: {line}"
+        );
+    }
+}
+
+#[test]
+fn another_key_hashes_anew() {
+    for line in [
+        r#"{"timestamp":1795371066,"source_ip":"192.0.2.1","path":"/a","status":200,"user_agent":"curl"}"#,
+        r#"{"timestamp":1795371066,"source_ip":"192.0.2.1","path":"\/a","status":200,"user_agent":"curl"}"#,
+        r#"192.0.2.1 - - [22/Nov/2026:18:11:06 +0000] "GET /a HTTP/1.1" 200 1 "-" "curl""#,
+    ] {
+        let plain = read(&format("auto"), line.as_bytes());
+        assert_eq!(
+            plain,
+            asked(record(1_795_371_066, "192.0.2.1", 200), "/a", "curl")
+        );
+        let keyed = |key| read(&format("auto").keyed(key), line.as_bytes());
+        assert_eq!(keyed(0), plain);
+        assert_eq!(keyed(7).target, Some(Target::of(b"/a", 7)));
+        assert_ne!(keyed(7).target, plain.target);
+        assert_ne!(keyed(7).agent, plain.agent);
+        assert_ne!(keyed(7).agent, keyed(8).agent);
+        assert_eq!(keyed(7).client, plain.client);
     }
 }
 
@@ -129,33 +361,57 @@ fn a_line_of_another_format_is_refused() {
     }
 }
 
-/// Formats, and whether the time in them has milliseconds and the line a peer.
-const FORMATS: [(&str, bool, bool); 6] = [
-    (COMBINED, false, false),
+/// Formats, whether the time in them has milliseconds and the line a peer, and of which variables path and user agent are.
+const FORMATS: [(&str, bool, bool, &str, &str); 8] = [
+    (COMBINED, false, false, "request", "http_user_agent"),
     (
         r#"$remote_addr ($realip_remote_addr) [$time_iso8601] "$host" "$request" $uri rt=$request_time $status $msec"#,
         true,
         true,
+        "uri",
+        "",
     ),
     (
         r#""$http_user_agent"|$msec|$remote_user:$status|$remote_addr|"$request"|$args"#,
         true,
         false,
+        "request",
+        "http_user_agent",
     ),
     (
         "$request$time_local$request_id $remote_addr, $status",
         false,
         false,
+        "request",
+        "",
     ),
     (
         r#"{"time":"$msec","ua":"$http_user_agent","ip":"$remote_addr","request":"$request","status":$status,"via":"$realip_remote_addr","user":"$remote_user"}"#,
         true,
         true,
+        "request",
+        "http_user_agent",
     ),
     (
         r#"{"user":"$remote_user","time":"$time_local","ip":"$remote_addr","request":"$request","status":"$status"}"#,
         false,
         false,
+        "request",
+        "",
+    ),
+    (
+        r#"{"request":"$request","time":"$msec","path":"$request_uri","ip":"$remote_addr","status":"$status","agent":"$http_user_agent"}"#,
+        true,
+        false,
+        "request_uri",
+        "http_user_agent",
+    ),
+    (
+        r#"$remote_addr $status [$time_local] $request_uri $host "$request_method $uri ($http_user_agent)" "$http_user_agent""#,
+        false,
+        false,
+        "",
+        "http_user_agent",
     ),
 ];
 
@@ -180,8 +436,30 @@ fn escaped(value: &[u8], json: bool) -> Vec<u8> {
     out
 }
 
-/// A line with Nginx's values for Nginx's variables, and clients' for all others, in turn.
-fn line(format: &str, record: &Record, json: bool, hostile: &[Vec<u8>]) -> Vec<u8> {
+/// What such a value is to whoever reads the log: as it is written, or in JSON what that means.
+fn meant(value: &[u8], json: bool, in_json: bool) -> Vec<u8> {
+    match (in_json, json) {
+        (false, _) => escaped(value, json),
+        (true, true) => value.to_vec(),
+        (true, false) if value.is_empty() => b"-".to_vec(),
+        // `\xNN` is the character of that number.
+        (true, false) => value
+            .iter()
+            .copied()
+            .map(char::from)
+            .collect::<String>()
+            .into_bytes(),
+    }
+}
+
+/// A line with Nginx's values for Nginx's variables, and clients' for all others, in turn; and those of the clients.
+fn line<'a>(
+    format: &'a str,
+    record: &Record,
+    json: bool,
+    hostile: &[Vec<u8>],
+) -> (Vec<u8>, BTreeMap<&'a str, Vec<u8>>) {
+    let mut values = BTreeMap::new();
     let mut hostile = hostile.iter().cycle();
     let mut pieces = format.split('$');
     let mut line = pieces.next().unwrap_or_default().as_bytes().to_vec();
@@ -208,13 +486,19 @@ fn line(format: &str, record: &Record, json: bool, hostile: &[Vec<u8>]) -> Vec<u
                 .to_string()
                 .into_bytes(),
             "request_time" | "body_bytes_sent" => b"0.123".to_vec(),
+            "request_method" => b"GET".to_vec(),
             "request_id" => b"0123456789abcdef0123456789abcdef".to_vec(),
-            _ => escaped(hostile.next().unwrap(), json),
+            _ => {
+                let value = values
+                    .entry(name)
+                    .or_insert_with(|| hostile.next().unwrap().clone());
+                escaped(value, json)
+            }
         };
         line.extend(value);
         line.extend(text.bytes());
     }
-    line
+    (line, values)
 }
 
 /// What a client might send to be somebody else, or nobody.
@@ -292,15 +576,19 @@ proptest! {
         hostile in prop::collection::vec(hostile(), 1..4),
         which in 0..FORMATS.len(),
     ) {
-        let (text, millis, peer) = FORMATS[which];
+        let (text, millis, peer, path, user_agent) = FORMATS[which];
+        let in_json = text.starts_with('{');
         // Unquoted in JSON, a status of two digits would be no number.
-        if text.starts_with('{') {
+        if in_json {
             record.status = record.status.max(100);
         }
-        let line = line(text, &record, json, &hostile);
+        let (line, values) = line(text, &record, json, &hostile);
+        let value = |name| values.get(name).map(|value| meant(value, json, in_json));
         let expected = Record {
             at: if millis { record.at } else { Timestamp::from_secs(record.at.secs()) },
             peer: record.peer.filter(|_| peer),
+            target: value(path).and_then(|text| target(&text)),
+            agent: value(user_agent).and_then(|text| agent(&text)),
             ..record
         };
         prop_assert_eq!(read(&format(text), &line), expected, "{}", String::from_utf8_lossy(&line));
@@ -316,9 +604,12 @@ proptest! {
         hostile in prop::collection::vec(hostile(), 1..4),
         cut: prop::sample::Index,
     ) {
-        let line = line(COMBINED, &record, false, &hostile);
+        let (line, values) = line(COMBINED, &record, false, &hostile);
         if let Ok(read) = format(COMBINED).read(&line[..cut.index(line.len())]) {
             prop_assert_eq!((read.client, read.at.secs()), (record.client, record.at.secs()));
+            prop_assert_eq!(read.target, target(&escaped(&values["request"], false)));
+            let whole = agent(&escaped(&values["http_user_agent"], false));
+            prop_assert!(read.agent.is_none() || read.agent == whole);
         }
     }
 }

@@ -8,34 +8,37 @@ use serde::{
 };
 
 use super::{
-    Field, Fields, Malformed, Record, clipped,
-    log_format::{Kind, Part},
-    scan, value,
+    Field, Fields, Malformed, Record, Target, clipped,
+    log_format::{AGENT, Kind, PATHS, Part, TIMES},
+    scan, target, value,
 };
 use crate::time::Timestamp;
 
 /// Reads one line.
-pub(super) fn read(line: &[u8], fields: &Fields) -> Result<Record, Malformed> {
-    if let Some(record) = scan::scan(line, fields) {
+pub(super) fn read(line: &[u8], fields: &Fields, key: u64) -> Result<Record, Malformed> {
+    if let Some(record) = scan::scan(line, fields, key) {
         return Ok(record);
     }
-    match exactly(line, fields) {
-        Err(Malformed::Json {
-            fields: names,
-            error,
-        }) => match repaired(line) {
-            Some(repaired) => exactly(&repaired, fields),
-            None => Err(Malformed::Json {
-                fields: names,
-                error,
-            }),
+    match repairing(line, fields, Some(key)) {
+        // Perhaps no text stands where a path or a user agent should.
+        Err(Malformed::Json { .. }) => repairing(line, fields, None),
+        result => result,
+    }
+}
+
+/// Reads a line as it is, or else with what is no JSON made readable.
+fn repairing(line: &[u8], fields: &Fields, key: Option<u64>) -> Result<Record, Malformed> {
+    match exactly(line, fields, key) {
+        Err(malformed @ Malformed::Json { .. }) => match repaired(line) {
+            Some(repaired) => exactly(&repaired, fields, key),
+            None => Err(malformed),
         },
         result => result,
     }
 }
 
-/// The names under which a JSON `log_format` writes what is needed. Where it has no `$realip_remote_addr`, `others` has the
-/// name for it.
+/// The names under which a JSON `log_format` writes what is read. For what a line need not have and the format does not write,
+/// `others` has the name.
 pub(super) fn fields(parts: &[Part], others: Fields) -> Result<Fields, String> {
     let (mut text, mut sample) = (String::new(), String::new());
     let mut quoted = false;
@@ -79,17 +82,17 @@ pub(super) fn fields(parts: &[Part], others: Fields) -> Result<Fields, String> {
             r#""timestamp":"$msec", "source_ip":"$remote_addr" or "status":"$status""#
         )
     };
+    let first_of = |variables: [&str; 3]| variables.into_iter().find_map(key_of);
     let fields = Fields {
-        time: ["msec", "time_iso8601", "time_local"]
-            .into_iter()
-            .find_map(key_of)
-            .ok_or_else(|| missing("$msec, $time_iso8601 or $time_local"))?,
+        time: first_of(TIMES).ok_or_else(|| missing("$msec, $time_iso8601 or $time_local"))?,
         client: key_of("remote_addr").ok_or_else(|| missing("$remote_addr"))?,
         status: key_of("status").ok_or_else(|| missing("$status"))?,
         peer: key_of("realip_remote_addr").unwrap_or(others.peer),
+        path: first_of(PATHS).unwrap_or(others.path),
+        user_agent: key_of(AGENT).unwrap_or(others.user_agent),
     };
-    fields.check()?;
-    match read(sample.as_bytes(), &fields) {
+    fields.check_needed()?;
+    match read(sample.as_bytes(), &fields, 0) {
         Ok(_) => Ok(fields),
         Err(malformed) => Err(format!(
             "lines of this log_format could not be read; a sample is {malformed}"
@@ -103,12 +106,15 @@ struct Line {
     client: Result<IpAddr, String>,
     status: u16,
     peer: Option<Result<IpAddr, String>>,
+    target: Option<Target>,
+    agent: Option<u32>,
 }
 
-/// Reads a line that is JSON as it is.
-pub(super) fn exactly(line: &[u8], fields: &Fields) -> Result<Record, Malformed> {
+/// Reads a line that is JSON as it is. Without a key for their hashes, path and user agent are passed over, whatever they are;
+/// with one, each has to be a text or null.
+pub(super) fn exactly(line: &[u8], fields: &Fields, key: Option<u64>) -> Result<Record, Malformed> {
     let mut deserializer = serde_json::Deserializer::from_slice(line);
-    let line = Object(fields)
+    let line = Object { fields, key }
         .deserialize(&mut deserializer)
         .and_then(|line| deserializer.end().map(|()| line))
         .map_err(|error| Malformed::Json {
@@ -130,11 +136,16 @@ pub(super) fn exactly(line: &[u8], fields: &Fields) -> Result<Record, Malformed>
                 value::peer(text.as_bytes()).map_err(|_| malformed(&fields.peer, text))?
             }
         },
+        target: line.target,
+        agent: line.agent,
         ..Record::new(line.at, client, line.status)
     })
 }
 
-struct Object<'a>(&'a Fields);
+struct Object<'a> {
+    fields: &'a Fields,
+    key: Option<u64>,
+}
 
 impl<'de> DeserializeSeed<'de> for Object<'_> {
     type Value = Line;
@@ -152,27 +163,42 @@ impl<'de> Visitor<'de> for Object<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line, A::Error> {
-        let fields = self.0;
+        let Object {
+            fields,
+            key: hashes,
+        } = self;
         let (mut at, mut client, mut status, mut peer) = (None, None, None, None);
+        let (mut path, mut agent) = (None, None);
         while let Some(key) = map.next_key_seed(Key(fields))? {
-            let (name, again) = match key {
-                Some(Field::Time) => (
+            let (name, again) = match (key, hashes) {
+                (Some(Field::Time), _) => (
                     &fields.time,
                     at.replace(map.next_value_seed(Time)?).is_some(),
                 ),
-                Some(Field::Client) => (
+                (Some(Field::Client), _) => (
                     &fields.client,
                     client.replace(map.next_value_seed(Address)?).is_some(),
                 ),
-                Some(Field::Status) => (
+                (Some(Field::Status), _) => (
                     &fields.status,
                     status.replace(map.next_value_seed(Status)?).is_some(),
                 ),
-                Some(Field::Peer) => (
+                (Some(Field::Peer), _) => (
                     &fields.peer,
                     peer.replace(map.next_value_seed(Address)?).is_some(),
                 ),
-                None => {
+                // Twice is none.
+                (Some(Field::Path), Some(key)) => {
+                    let text = map.next_value_seed(Text(target::target, key))?;
+                    path = Some(text.filter(|_| path.is_none()));
+                    continue;
+                }
+                (Some(Field::Agent), Some(key)) => {
+                    let text = map.next_value_seed(Text(target::agent, key))?;
+                    agent = Some(text.filter(|_| agent.is_none()));
+                    continue;
+                }
+                _ => {
                     map.next_value::<IgnoredAny>()?;
                     continue;
                 }
@@ -187,6 +213,8 @@ impl<'de> Visitor<'de> for Object<'_> {
             client: client.ok_or_else(|| missing(&fields.client))?,
             status: status.ok_or_else(|| missing(&fields.status))?,
             peer,
+            target: path.flatten(),
+            agent: agent.flatten(),
         })
     }
 }
@@ -232,6 +260,37 @@ impl Visitor<'_> for Address {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
         Ok(value::address(text.as_bytes()).ok_or_else(|| clipped(text.as_bytes())))
+    }
+}
+
+/// What is made, with a key, of a text that clients write: of its bytes, which need not be UTF-8.
+struct Text<T>(fn(&[u8], u64) -> Option<T>, u64);
+
+impl<'de, T> DeserializeSeed<'de> for Text<T> {
+    type Value = Option<T>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de, T> Visitor<'de> for Text<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+
+    fn visit_bytes<E: Error>(self, text: &[u8]) -> Result<Option<T>, E> {
+        Ok((self.0)(text, self.1))
     }
 }
 

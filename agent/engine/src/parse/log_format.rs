@@ -9,6 +9,15 @@ pub(super) enum Part {
     Variable(String),
 }
 
+/// The variables that hold the time, the most exact one first.
+pub(super) const TIMES: [&str; 3] = ["msec", "time_iso8601", "time_local"];
+
+/// Those that hold the path, first the one that has only that and as it was sent.
+pub(super) const PATHS: [&str; 3] = ["request_uri", "uri", "request"];
+
+/// The one that holds the user agent.
+pub(super) const AGENT: &str = "http_user_agent";
+
 /// What a variable can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -1,17 +1,18 @@
 //! The line as Nginx writes it, read in one pass. Whatever is not exactly so is left to `serde_json`, which is right about
 //! everything; a test holds the two against each other.
 
-use super::{Field, Fields, Record, value};
+use super::{Field, Fields, Record, target, value};
 
 /// The record of a line that is one flat object of ASCII keys, and strings and numbers without escapes, in which no field
 /// stands twice. `None` for every other line, good or bad.
-pub(super) fn scan(line: &[u8], fields: &Fields) -> Option<Record> {
+pub(super) fn scan(line: &[u8], fields: &Fields, key: u64) -> Option<Record> {
     is_plain(line).then_some(())?;
     let mut rest = Rest(line);
     let (mut at, mut client, mut status, mut peer) = (None, None, None, None);
+    let (mut path, mut agent) = (None, None);
     rest.take(b"{\"")?;
     loop {
-        let key = rest.string()?;
+        let name = rest.string()?;
         // Most formats have no spaces here, and it pays to take two bytes at once.
         let mut quoted = rest.take(b":\"").is_some();
         if !quoted {
@@ -25,7 +26,7 @@ pub(super) fn scan(line: &[u8], fields: &Fields) -> Option<Record> {
         } else {
             Value::Number(rest.number()?)
         };
-        match (fields.of_key(key), value) {
+        match (fields.of_key(name), value) {
             (Some(Field::Time), Value::String(text)) if at.is_none() => {
                 at = Some(value::time(text)?);
             }
@@ -43,9 +44,11 @@ pub(super) fn scan(line: &[u8], fields: &Fields) -> Option<Record> {
             (Some(Field::Peer), Value::String(text)) if peer.is_none() => {
                 peer = Some(value::peer(text).ok()?);
             }
+            (Some(Field::Path), Value::String(text)) if path.is_none() => path = Some(text),
+            (Some(Field::Agent), Value::String(text)) if agent.is_none() => agent = Some(text),
             (Some(_), _) => return None,
             // `serde_json` wants UTF-8 of it.
-            (None, _) if !key.is_ascii() => return None,
+            (None, _) if !name.is_ascii() => return None,
             (None, _) => {}
         }
         if rest.take(b",\"").is_none() {
@@ -61,6 +64,8 @@ pub(super) fn scan(line: &[u8], fields: &Fields) -> Option<Record> {
     rest.0.is_empty().then_some(())?;
     Some(Record {
         peer: peer.flatten(),
+        target: path.and_then(|text| target::target(text, key)),
+        agent: agent.and_then(|text| target::agent(text, key)),
         ..Record::new(at?, client?, status?)
     })
 }
@@ -147,14 +152,16 @@ mod tests {
             client: "remote".to_owned(),
             status: "code".to_owned(),
             peer: "via".to_owned(),
+            path: "request".to_owned(),
+            user_agent: "ua".to_owned(),
         };
         agree_with(line, &Fields::default()).or(agree_with(line, &others))
     }
 
     fn agree_with(line: &[u8], fields: &Fields) -> Option<Record> {
-        let scanned = scan(line, fields);
+        let scanned = scan(line, fields, 7);
         if let Some(record) = scanned {
-            let right = exactly(line, fields);
+            let right = exactly(line, fields, Some(7));
             assert!(
                 right.as_ref().is_ok_and(|right| *right == record),
                 "{}: {record:?}, not {right:?}",
@@ -174,8 +181,20 @@ mod tests {
             r#"{"timestamp":0,"source_ip":"192.0.2.1","user_agent":"","status":"007"}"#,
             r#"{"timestamp":"2026-11-22T18:11:06+00:00","source_ip":"192.0.2.1","status":"200","realip_remote_addr":"10.0.0.1"}"#,
             r#"{"time":"22/Nov/2026:18:11:06 +0000","remote":"192.0.2.1","code":404,"via":"","status":"x"}"#,
+            r#"{"time":1,"remote":"192.0.2.1","code":404,"request":"GET /a?b HTTP/1.1","ua":"curl/8.5.0","path":1,"user_agent":2}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","path":"","user_agent":"-","status":200}"#,
         ] {
             assert!(agree(line.as_bytes()).is_some(), "{line}");
+        }
+        // What clients write need not be UTF-8.
+        for name in ["path", "user_agent", "other"] {
+            let line = [
+                br#"{"timestamp":1,"source_ip":"192.0.2.1","status":200,""#,
+                name.as_bytes(),
+                b"\":\"/\xff\xc3\"}",
+            ]
+            .concat();
+            assert!(agree(&line).is_some(), "{name}");
         }
     }
 
@@ -198,6 +217,9 @@ mod tests {
             r#"{"timestamp":1,"source_ip":"192.0.2.1","path":"\"","status":200}"#,
             r#"{"timestamp":1,"source_ip":"192.0.2.1","more":{},"status":200}"#,
             r#"{"timestamp":1,"source_ip":"192.0.2.1","more":null,"status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","path":1,"status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","path":"/a","path":"/a","status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","user_agent":"","user_agent":"a","status":200}"#,
             "{\"timestamp\":1,\"source_ip\":\"192.0.2.1\",\"path\":\"a\tb\",\"status\":200}",
         ] {
             assert!(agree(line.as_bytes()).is_none(), "{line}");
@@ -247,6 +269,8 @@ mod tests {
             r#"{"timestamp":1700000000.5,"source_ip":"2001:db8::1","path":"/é","status":200,"x":1.5}"#,
             r#"{"timestamp":"2026-11-22T18:11:06+00:00","realip_remote_addr":"-","source_ip":"192.0.2.1","status":200}"#,
             r#"{"time":"22/Nov/2026:18:11:06 +0000","remote":"192.0.2.1","code":404,"via":"10.0.0.1","status":"x"}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","status":200,"path":"/a.css","user_agent":"curl/8.5.0"}"#,
+            r#"{"time":1,"request":"GET /a?b HTTP/1.1","ua":"-","remote":"192.0.2.1","code":404,"ub":"x"}"#,
         ]);
         let byte = prop_oneof![
             prop::sample::select(br#"{}":,\.0123456789aeE+- []u"#.to_vec()),

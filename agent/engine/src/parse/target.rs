@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _};
 
 use foldhash::fast::FixedState;
+use memchr::{memchr, memchr2, memrchr};
 
 /// What a request asked for. Paths are attackers' words: they are told apart by a keyed hash, and never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,110 +25,148 @@ pub enum Kind {
     Unbidden,
 }
 
-const ASSETS: [&[u8]; 29] = [
+const ASSETS: [u64; 29] = words([
     b"avif", b"bmp", b"css", b"eot", b"gif", b"ico", b"jpeg", b"jpg", b"js", b"jxl", b"m4a",
     b"m4s", b"mjs", b"mp3", b"mp4", b"mpeg", b"mpg", b"ogg", b"otf", b"png", b"svg", b"ts", b"ttf",
     b"wasm", b"webm", b"webp", b"woff", b"woff2", b"xbm",
-];
+]);
 
 /// Folders that sites keep such things in, with or without an extension.
-const FOLDERS: [&[u8]; 24] = [
-    b"_next",
-    b"assets",
-    b"avatar",
-    b"avatars",
-    b"build",
-    b"cdn",
-    b"css",
-    b"dist",
-    b"font",
-    b"fonts",
-    b"image",
-    b"images",
-    b"img",
-    b"imgs",
-    b"js",
-    b"media",
-    b"photo",
-    b"photos",
-    b"pics",
-    b"static",
-    b"thumb",
-    b"thumbnails",
-    b"thumbs",
-    b"uploads",
-];
+const FOLDERS: [u64; 23] = words([
+    b"_next", b"assets", b"avatar", b"avatars", b"build", b"cdn", b"css", b"dist", b"font",
+    b"fonts", b"image", b"images", b"img", b"imgs", b"js", b"media", b"photo", b"photos", b"pics",
+    b"static", b"thumb", b"thumbs", b"uploads",
+]);
+
+/// Pages, wherever they lie.
+const PAGES: [u64; 2] = words([b"html", b"htm"]);
 
 /// Programs: nobody asks for these unbidden, wherever they are said to lie.
-const PROGRAMS: [&[u8]; 7] = [b"php", b"asp", b"aspx", b"jsp", b"cgi", b"exe", b"sh"];
+const PROGRAMS: [u64; 7] = words([b"php", b"asp", b"aspx", b"jsp", b"cgi", b"exe", b"sh"]);
+
+const MAP: u64 = word(b"map");
+
+/// How the names of what is asked for unbidden begin.
+const UNBIDDEN: [&[u8]; 6] = [
+    b"favicon",
+    b"apple-touch-icon",
+    b"sitemap",
+    b"browserconfig.xml",
+    b"manifest.json",
+    b"site.webmanifest",
+];
 
 impl Target {
     /// From a path with or without a query, or a whole `$request` (`GET /path HTTP/1.1`), as it stands in the log. `key` keeps
     /// clients from finding paths that pass for one another.
     #[must_use]
     pub fn of(text: &[u8], key: u64) -> Self {
-        let mut words = text.split(|byte| *byte == b' ');
-        let (first, second) = (words.next().unwrap_or_default(), words.next());
-        // A method has no slash and is followed by the path.
-        let path = match second {
-            Some(second) if !first.contains(&b'/') => second,
-            _ => first,
+        let word = |text| {
+            memchr(b' ', text).map_or((text, None), |end| (&text[..end], text.get(end + 1..)))
         };
-        let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+        // A method has no slash and is followed by the path.
+        let path = match word(text) {
+            (first, Some(rest)) if memchr(b'/', first).is_none() => word(rest).0,
+            (first, _) => first,
+        };
+        let end = memchr2(b'?', b'#', path);
         let path = &path[..end.unwrap_or(path.len())];
-        let mut hasher = FixedState::with_seed(key).build_hasher();
-        hasher.write(path);
-        let hash = hasher.finish();
         Self {
-            #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
-            path: (hash ^ (hash >> 32)) as u32,
+            path: hash(path, key),
             kind: Kind::of(path),
         }
     }
 }
 
+/// The target that a log's field holds, if it holds any.
+pub(super) fn target(text: &[u8], key: u64) -> Option<Target> {
+    is_there(text).then(|| Target::of(text, key))
+}
+
+/// Hash of the `User-Agent` that a log's field holds, if it holds any.
+pub(super) fn agent(text: &[u8], key: u64) -> Option<u32> {
+    is_there(text).then(|| hash(text, key))
+}
+
+/// Nginx writes one of the two where there is no value.
+const fn is_there(text: &[u8]) -> bool {
+    !matches!(text, b"" | b"-")
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
+fn hash(text: &[u8], key: u64) -> u32 {
+    let mut hasher = FixedState::with_seed(key).build_hasher();
+    hasher.write(text);
+    let hash = hasher.finish();
+    (hash ^ (hash >> 32)) as u32
+}
+
 impl Kind {
     fn of(path: &[u8]) -> Self {
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let dot = name.iter().rposition(|byte| *byte == b'.');
-        let extension = dot.map_or(&[][..], |dot| &name[dot + 1..]);
-        let is = |known: &[&[u8]]| known.iter().any(|one| extension.eq_ignore_ascii_case(one));
-        if is(&PROGRAMS) {
+        let name = memrchr(b'/', path).map_or(path, |slash| &path[slash + 1..]);
+        let extension = memrchr(b'.', name).map_or(0, |dot| word(&name[dot + 1..]));
+        if PROGRAMS.contains(&extension) {
             return Self::Page;
         }
-        let begins = |text: &[u8]| {
-            name.get(..text.len())
-                .is_some_and(|head| head.eq_ignore_ascii_case(text))
+        // The first byte tells most names, without a call.
+        let begins = |text: &&[u8]| {
+            name.first().map(u8::to_ascii_lowercase) == text.first().copied()
+                && name
+                    .get(..text.len())
+                    .is_some_and(|head| head.eq_ignore_ascii_case(text))
         };
-        let unbidden = begins(b"favicon")
-            || begins(b"apple-touch-icon")
-            || begins(b"sitemap")
-            || begins(b"browserconfig.xml")
-            || begins(b"manifest.json")
-            || begins(b"site.webmanifest")
+        let unbidden = extension == MAP
+            || UNBIDDEN.iter().any(begins)
             || path == b"/robots.txt"
             || path == b"/ads.txt"
-            || path.starts_with(b"/.well-known/")
-            || extension.eq_ignore_ascii_case(b"map");
-        // What is called a page is one, whatever its folder.
-        let is_in_folder = !matches!(extension, b"html" | b"htm") && !name.is_empty() && {
-            let mut folders = path.split(|byte| *byte == b'/').skip(1);
-            let first_two = [folders.next(), folders.next()];
-            first_two.into_iter().flatten().any(|folder| {
-                folder.len() < path.len().saturating_sub(1)
-                    && FOLDERS
-                        .iter()
-                        .any(|known| folder.eq_ignore_ascii_case(known))
-            })
-        };
+            || path.starts_with(b"/.well-known/");
         if unbidden {
             Self::Unbidden
-        } else if is(&ASSETS) || is_in_folder {
+        } else if ASSETS.contains(&extension)
+            || !PAGES.contains(&extension) && !name.is_empty() && is_in_folder(path)
+        {
             Self::Asset
         } else {
             Self::Page
         }
     }
+}
+
+/// Is the first or the second folder one of those?
+fn is_in_folder(path: &[u8]) -> bool {
+    let mut rest = path.strip_prefix(b"/").unwrap_or(path);
+    for _ in 0..2 {
+        let Some(end) = memchr(b'/', rest) else {
+            return false;
+        };
+        if FOLDERS.contains(&word(&rest[..end])) {
+            return true;
+        }
+        rest = &rest[end + 1..];
+    }
+    false
+}
+
+/// Up to seven bytes in lower case, and how many, in one number, which is compared at once. 0 of more.
+const fn word(text: &[u8]) -> u64 {
+    if text.len() > 7 {
+        return 0;
+    }
+    let (mut word, mut at) = (1, 0);
+    while at < text.len() {
+        word = word << 8 | text[at].to_ascii_lowercase() as u64;
+        at += 1;
+    }
+    word
+}
+
+const fn words<const N: usize>(texts: [&[u8]; N]) -> [u64; N] {
+    let (mut words, mut at) = ([0; N], 0);
+    while at < N {
+        words[at] = word(texts[at]);
+        at += 1;
+    }
+    words
 }
 
 #[cfg(test)]
@@ -161,6 +200,12 @@ mod tests {
             ("/a.png/b", Kind::Page),
             ("GET /x.js HTTP/1.1", Kind::Asset),
             ("GET /x y.js HTTP/1.1", Kind::Page),
+            ("/x.", Kind::Page),
+            ("/x.\0js", Kind::Page),
+            ("/x.wooooooff", Kind::Page),
+            ("/x.woff2", Kind::Asset),
+            ("/SiteMap-3.xml.gz", Kind::Unbidden),
+            ("GET ", Kind::Page),
         ] {
             assert_eq!(Target::of(path.as_bytes(), 0).kind, kind, "{path}");
         }

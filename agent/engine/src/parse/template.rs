@@ -2,7 +2,7 @@
 //!
 //! Nginx never leaves a raw double quote in a value. So format and line are both cut there, and the n-th stretch of the one
 //! goes with the n-th stretch of the other. Within a stretch, all that clients write is one hole: what is needed is matched
-//! from the left up to it, and from the right back to it.
+//! from the left up to it, and from the right back to it. A path or a user agent is read where it is all of the hole.
 
 use std::fmt;
 
@@ -10,13 +10,17 @@ use memchr::memchr2;
 
 use super::{
     Field, Malformed, Record, clipped,
-    log_format::{Kind, Part},
-    value,
+    log_format::{AGENT, Kind, PATHS, Part, TIMES},
+    target, value,
 };
 
-/// A format, as far as it is needed.
+/// A format, as far as it is read.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Template(Vec<Stretch>);
+pub(super) struct Template {
+    stretches: Vec<Stretch>,
+    /// So many of them, from the first on, a line has to have.
+    needed: usize,
+}
 
 /// What lies between two double quotes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,8 +29,19 @@ struct Stretch {
     left: Vec<Piece>,
     /// Matched back from its end, the last one first.
     right: Vec<Piece>,
+    /// What lies between these two, where that can be told.
+    middle: Option<Middle>,
     /// A double quote ends it.
     closed: bool,
+}
+
+/// What a line need not have to be read.
+#[derive(Clone, Debug, PartialEq)]
+struct Middle {
+    left: Vec<Piece>,
+    right: Vec<Piece>,
+    /// What is between them; none: nothing may be.
+    hole: Option<Field>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -38,8 +53,6 @@ enum Piece {
         field: Option<Field>,
     },
 }
-
-const TIMES: [&str; 3] = ["msec", "time_iso8601", "time_local"];
 
 impl Template {
     /// Compiles a format.
@@ -102,34 +115,85 @@ impl Template {
                 }
             }
         }
+        let holes: Vec<Option<&str>> = stretches.iter().map(|pieces| hole(pieces)).collect();
+        let path = PATHS.into_iter().find(|path| holes.contains(&Some(path)));
+        let field = |hole: &str| match hole {
+            AGENT => Some(Field::Agent),
+            hole if Some(hole) == path => Some(Field::Path),
+            _ => None,
+        };
         let count = stretches.len();
         let mut compiled = stretches
             .iter()
+            .zip(holes)
             .enumerate()
-            .map(|(place, pieces)| Stretch::new(pieces, place + 1 < count))
+            .map(|(place, (pieces, hole))| {
+                Stretch::new(pieces, hole.and_then(field), place + 1 < count)
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        while compiled
-            .pop_if(|stretch| stretch.left.is_empty() && stretch.right.is_empty())
-            .is_some()
-        {}
-        Ok(Self(compiled))
+        let up_to_last = |is_read: fn(&Stretch) -> bool| {
+            compiled
+                .iter()
+                .rposition(is_read)
+                .map_or(0, |last| last + 1)
+        };
+        let (needed, wanted) = (
+            up_to_last(Stretch::is_needed),
+            up_to_last(Stretch::is_wanted),
+        );
+        compiled.truncate(needed.max(wanted));
+        Ok(Self {
+            stretches: compiled,
+            needed,
+        })
+    }
+
+    /// The same format, for lines that end after the last value that is needed, too, or go on otherwise.
+    pub(super) fn open_ended(mut self) -> Self {
+        if let Some(last) = self.stretches[..self.needed].last_mut()
+            && let Some(middle) = &mut last.middle
+            && let Some(text) = last.left.pop_if(|piece| matches!(piece, Piece::Text(_)))
+        {
+            middle.left.insert(0, text);
+        }
+        self
     }
 
     /// Reads one line.
-    pub(super) fn read(&self, line: &[u8]) -> Result<Record, Malformed> {
+    pub(super) fn read(&self, line: &[u8], key: u64) -> Result<Record, Malformed> {
         let mut found = Found::default();
         let mut rest = Some(line);
-        for stretch in &self.0 {
-            let (text, after) = cut(rest.ok_or_else(|| no("further double quote", line))?);
-            stretch.read(text, after.is_some(), &mut found)?;
+        // As soon as something is not as in the format, what else is wanted could stand in another place.
+        let mut fits = true;
+        for (place, stretch) in self.stretches.iter().enumerate() {
+            let (text, after) = match rest {
+                Some(rest) if fits || place < self.needed => cut(rest),
+                None if place < self.needed => return Err(no("further double quote", line)),
+                _ => break,
+            };
+            fits &= stretch.read(text, after.is_some(), &mut found)?;
             rest = after;
         }
-        found.record()
+        found.record(key)
     }
 }
 
+/// The variable that is all that clients write in a stretch, if it can be told where it begins and ends.
+fn hole(pieces: &[Piece]) -> Option<&str> {
+    let mut free = pieces
+        .iter()
+        .enumerate()
+        .filter(|(_, piece)| piece.is_free());
+    let (Some((place, Piece::Variable { name, .. })), None) = (free.next(), free.next()) else {
+        return None;
+    };
+    let front: Vec<&Piece> = pieces[..=place].iter().collect();
+    let back: Vec<&Piece> = pieces[place..].iter().rev().collect();
+    (ends(&front, first_byte).is_ok() && ends(&back, last_byte).is_ok()).then_some(name)
+}
+
 impl Stretch {
-    fn new(pieces: &[Piece], closed: bool) -> Result<Self, String> {
+    fn new(pieces: &[Piece], wanted: Option<Field>, closed: bool) -> Result<Self, String> {
         let (first, last) = (
             pieces.iter().position(Piece::is_free),
             pieces.iter().rposition(Piece::is_free),
@@ -146,19 +210,48 @@ impl Stretch {
             }
             _ => (pieces, &[][..]),
         };
+        let left = needed(front.iter().collect(), first_byte)?;
+        let right = needed(back.iter().rev().collect(), last_byte)?;
+        let all: Vec<&Piece> = pieces.iter().collect();
+        let is_fixed = first.is_none() && ends(&all, first_byte).is_ok();
+        let middle = (wanted.is_some() || is_fixed).then(|| {
+            let end = first.unwrap_or(pieces.len());
+            let begin = first.map_or(end, |first| first + 1);
+            Middle {
+                left: pieces[left.len()..end].to_vec(),
+                right: pieces[begin..pieces.len() - right.len()]
+                    .iter()
+                    .rev()
+                    .cloned()
+                    .collect(),
+                hole: wanted,
+            }
+        });
         Ok(Self {
-            left: needed(front.iter().collect(), |text| text.bytes().next())?,
-            right: needed(back.iter().rev().collect(), |text| text.bytes().last())?,
+            left,
+            right,
+            middle,
             closed,
         })
     }
 
+    const fn is_needed(&self) -> bool {
+        !self.left.is_empty() || !self.right.is_empty()
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.middle
+            .as_ref()
+            .is_some_and(|middle| middle.hole.is_some())
+    }
+
+    /// Whether all of it is as in the format, as far as that can be told.
     fn read<'a>(
         &self,
         mut text: &'a [u8],
         closed: bool,
         found: &mut Found<'a>,
-    ) -> Result<(), Malformed> {
+    ) -> Result<bool, Malformed> {
         for piece in &self.left {
             text = piece
                 .strip_front(text, found)
@@ -173,7 +266,19 @@ impl Stretch {
                 .strip_back(text, found)
                 .ok_or_else(|| no(piece, text))?;
         }
-        Ok(())
+        let fits = |middle: &Middle| middle.read(text, found).is_some();
+        Ok(self.closed == closed && self.middle.as_ref().is_none_or(fits))
+    }
+}
+
+impl Middle {
+    fn read<'a>(&self, text: &'a [u8], found: &mut Found<'a>) -> Option<()> {
+        let mut from = self.left.iter();
+        let text = from.try_fold(text, |text, piece| piece.strip_front(text, found))?;
+        let mut back = self.right.iter();
+        let text = back.try_fold(text, |text, piece| piece.strip_back(text, found))?;
+        found.set(self.hole, text);
+        (self.hole.is_some() || text.is_empty()).then_some(())
     }
 }
 
@@ -252,15 +357,27 @@ impl Piece {
     }
 }
 
+fn first_byte(text: &str) -> Option<u8> {
+    text.bytes().next()
+}
+
+fn last_byte(text: &str) -> Option<u8> {
+    text.bytes().last()
+}
+
+/// Refuses pieces, in the order of reading, of which one could go on into the next.
+fn ends(pieces: &[&Piece], near: fn(&str) -> Option<u8>) -> Result<(), String> {
+    let mut pairs = pieces.windows(2);
+    pairs.try_for_each(|pair| pair[0].ends_before(pair[1], near))
+}
+
 /// As many of the pieces, in the order of reading, as are needed, and the text after them: it tells a line of another format.
 fn needed(pieces: Vec<&Piece>, near: fn(&str) -> Option<u8>) -> Result<Vec<Piece>, String> {
     let count = pieces
         .iter()
         .rposition(|piece| piece.is_needed())
         .map_or(0, |last| last + 1);
-    for (piece, next) in pieces.iter().zip(pieces.iter().skip(1)).take(count) {
-        piece.ends_before(next, near)?;
-    }
+    ends(&pieces[..pieces.len().min(count + 1)], near)?;
     let is_text = |piece: &&Piece| matches!(piece, Piece::Text(_));
     let text = count > 0 && pieces.get(count).is_some_and(is_text);
     let count = count + usize::from(text);
@@ -284,6 +401,8 @@ struct Found<'a> {
     client: &'a [u8],
     status: &'a [u8],
     peer: &'a [u8],
+    path: &'a [u8],
+    agent: &'a [u8],
 }
 
 impl<'a> Found<'a> {
@@ -293,11 +412,13 @@ impl<'a> Found<'a> {
             Some(Field::Client) => self.client = value,
             Some(Field::Status) => self.status = value,
             Some(Field::Peer) => self.peer = value,
+            Some(Field::Path) => self.path = value,
+            Some(Field::Agent) => self.agent = value,
             None => {}
         }
     }
 
-    fn record(&self) -> Result<Record, Malformed> {
+    fn record(&self, key: u64) -> Result<Record, Malformed> {
         let malformed = |name: &str, text: &[u8]| Malformed::Address {
             field: name.to_owned(),
             value: clipped(text),
@@ -310,6 +431,8 @@ impl<'a> Found<'a> {
         Ok(Record {
             peer: value::peer(self.peer)
                 .map_err(|_| malformed("$realip_remote_addr", self.peer))?,
+            target: target::target(self.path, key),
+            agent: target::agent(self.agent, key),
             ..Record::new(at, client, status)
         })
     }
