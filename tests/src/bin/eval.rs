@@ -31,6 +31,7 @@ mod traffic;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
+    process::ExitCode,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -91,8 +92,21 @@ impl Args {
 /// Legitimate traffic alone, in `--only`.
 const CLEAN: &str = "clean";
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All that was asked for, as tables.
+fn run(args: &Args) -> Result<String> {
     let settings = settings(&args.set)?;
     let mut scenarios = Scenario::all();
     let real = match &args.data {
@@ -101,7 +115,7 @@ fn main() -> Result<()> {
     };
     let mut backgrounds = Vec::from(Background::made());
     backgrounds.extend(real.backgrounds());
-    check_names(&args, &scenarios, &backgrounds)?;
+    check_names(args, &scenarios, &backgrounds)?;
     scenarios.retain(|scenario| args.wants(&scenario.name));
     backgrounds.retain(|background| args.wants_on(background.name));
 
@@ -111,7 +125,7 @@ fn main() -> Result<()> {
     let (mut text, seconds) = thread::scope(|scope| {
         // It is one long run: it begins first.
         let seconds = counts.map(|counts| scope.spawn(|| real::play_seconds(&settings, counts)));
-        let text = judge_all(&args, &settings, &scenarios, &backgrounds, &mut score);
+        let text = judge_all(args, &settings, &scenarios, &backgrounds, &mut score);
         (text, seconds.map(thread::ScopedJoinHandle::join))
     });
     match seconds {
@@ -122,11 +136,8 @@ fn main() -> Result<()> {
     if args.wants(real::LOGS) && args.on.is_empty() {
         text += &real.logs(&settings, &mut score).show(args.markdown);
     }
-    println!(
-        "{text}\n{} of {} wanted figures met",
-        score.met, score.wanted
-    );
-    Ok(())
+    let Score { met, wanted } = score;
+    Ok(format!("{text}\n{met} of {wanted} wanted figures met"))
 }
 
 /// Every scenario on every background, and every background alone.
