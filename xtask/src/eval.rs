@@ -30,7 +30,7 @@ pub struct Eval {
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     on: Vec<String>,
 
-    /// A key of the configuration, such as detect.z_score=4; may be repeated
+    /// A key of the configuration, such as `detect.z_score=4`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 

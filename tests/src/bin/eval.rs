@@ -31,6 +31,7 @@ mod traffic;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
+    process::ExitCode,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -45,6 +46,7 @@ use portcullis_engine::Settings;
 
 use background::Background;
 use judge::Trial;
+use real::Real;
 use report::{Score, Table};
 use scenario::Scenario;
 
@@ -68,7 +70,7 @@ struct Args {
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     on: Vec<String>,
 
-    /// A key of the configuration, such as detect.z_score=4
+    /// A key of the configuration, such as `detect.z_score=4`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
@@ -90,94 +92,131 @@ impl Args {
 /// Legitimate traffic alone, in `--only`.
 const CLEAN: &str = "clean";
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All that was asked for, as tables.
+fn run(args: &Args) -> Result<String> {
     let settings = settings(&args.set)?;
     let mut scenarios = Scenario::all();
-    check_names(&args, &scenarios)?;
-    scenarios.retain(|scenario| args.wants(&scenario.name));
+    let real = match &args.data {
+        Some(folder) => Real::load(folder)?,
+        None => Real::default(),
+    };
     let mut backgrounds = Vec::from(Background::made());
-    let real = args
-        .data
-        .as_deref()
-        .map(real::Real::load)
-        .transpose()?
-        .unwrap_or_default();
     backgrounds.extend(real.backgrounds());
+    check_names(args, &scenarios, &backgrounds)?;
+    scenarios.retain(|scenario| args.wants(&scenario.name));
     backgrounds.retain(|background| args.wants_on(background.name));
 
-    let mut jobs: Vec<Job<'_>> = Vec::new();
-    if args.wants(real::SECONDS) {
-        jobs.extend(real.seconds.as_ref().map(Job::Seconds));
+    let mut score = Score::default();
+    let asks_seconds = args.wants(real::SECONDS) && args.on.is_empty();
+    let counts = real.seconds.as_ref().filter(|_| asks_seconds);
+    let (mut text, seconds) = thread::scope(|scope| {
+        // It is one long run: it begins first.
+        let seconds = counts.map(|counts| scope.spawn(|| real::play_seconds(&settings, counts)));
+        let text = judge_all(args, &settings, &scenarios, &backgrounds, &mut score);
+        (text, seconds.map(thread::ScopedJoinHandle::join))
+    });
+    match seconds {
+        Some(Ok(trial)) => text += &real::seconds(&trial, &mut score).show(args.markdown),
+        Some(Err(_)) => bail!("{} came to no end", real::SECONDS),
+        None => {}
     }
-    for background in &backgrounds {
-        // The longest first, so that no processor is left alone with one at the end.
+    if args.wants(real::LOGS) && args.on.is_empty() {
+        text += &real.logs(&settings, &mut score).show(args.markdown);
+    }
+    let Score { met, wanted } = score;
+    Ok(format!("{text}\n{met} of {wanted} wanted figures met"))
+}
+
+/// Every scenario on every background, and every background alone.
+fn judge_all(
+    args: &Args,
+    settings: &Settings,
+    scenarios: &[Scenario],
+    backgrounds: &[Background],
+    score: &mut Score,
+) -> String {
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    for on in backgrounds {
         for seed in 0..args.seeds {
             if args.wants(CLEAN) {
-                jobs.push(Job::Clean(background, seed));
+                jobs.push(Job {
+                    on,
+                    seed,
+                    scenarios: None,
+                });
+            }
+            if !scenarios.is_empty() {
+                jobs.push(Job {
+                    on,
+                    seed,
+                    scenarios: Some(scenarios),
+                });
             }
         }
     }
-    for background in &backgrounds {
-        for seed in 0..args.seeds {
-            jobs.push(Job::Scene(background, seed));
-        }
-    }
-    let done = in_parallel(&jobs, |job| job.run(&settings, &scenarios));
+    let done = in_parallel(&jobs, |job| job.run(settings));
+    // Trials with their seeds: of a background alone, or of one scenario on it.
+    let of = |on: &Background, place: Option<usize>| -> Vec<(u64, Trial)> {
+        let of_it = jobs.iter().zip(&done).filter(|(job, _)| {
+            job.on.name == on.name && job.scenarios.is_some() == place.is_some()
+        });
+        let one = |(job, trials): (&Job<'_>, &Vec<Trial>)| {
+            Some((job.seed, trials.get(place.unwrap_or(0))?.clone()))
+        };
+        of_it.filter_map(one).collect()
+    };
+    let bare = |trials: &[(u64, Trial)]| -> Vec<Trial> {
+        trials.iter().map(|(_, trial)| trial.clone()).collect()
+    };
 
-    let mut score = Score::default();
     let mut clean = Table::new("Legitimate traffic alone", &report::CLEAN);
     let mut attacks = Table::new("Attacks", &report::ATTACKS);
+    let mut bystanders = Table::new("Bystanders of attacks", &report::BYSTANDERS);
     let mut innocents = Table::new("What only looks like an attack", &report::INNOCENTS);
-    let of = |background: &Background, is_clean: bool| -> Vec<&Vec<Trial>> {
-        let of_it = jobs.iter().zip(&done).filter(|(job, _)| match job {
-            Job::Clean(on, _) => is_clean && on.name == background.name,
-            Job::Scene(on, _) => !is_clean && on.name == background.name,
-            Job::Seconds(_) => false,
-        });
-        of_it.map(|(_, done)| done).collect()
-    };
-    for background in &backgrounds {
-        let trials: Vec<Trial> = of(background, true)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+    let mut mistakes = Table::new("Banned by mistake", &report::MISTAKES);
+    for on in backgrounds {
+        let trials = of(on, None);
         if !trials.is_empty() {
-            clean.row(report::clean(background.name, &trials, &mut score));
+            clean.row(report::clean(on.name, &bare(&trials), score));
+            mistakes.rows(report::mistakes(CLEAN, on.name, &trials));
         }
     }
+    let mut beside: Vec<Vec<Trial>> = backgrounds.iter().map(|_| Vec::new()).collect();
     for (place, scenario) in scenarios.iter().enumerate() {
-        for background in &backgrounds {
-            let trials: Vec<Trial> = of(background, false)
-                .iter()
-                .filter_map(|trials| trials.get(place).cloned())
-                .collect();
-            let (table, row): (_, fn(&_, &_, &_, &mut _) -> _) = if scenario.is_attack {
-                (&mut attacks, report::attack)
+        for (on, beside) in backgrounds.iter().zip(&mut beside) {
+            let trials = of(on, Some(place));
+            mistakes.rows(report::mistakes(&scenario.name, on.name, &trials));
+            let trials = bare(&trials);
+            if scenario.is_attack {
+                attacks.row(report::attack(scenario, on.name, &trials, score));
+                beside.extend(trials);
             } else {
-                (&mut innocents, report::innocent)
-            };
-            table.row(row(scenario, background.name, &trials, &mut score));
+                innocents.row(report::innocent(scenario, on.name, &trials, score));
+            }
         }
     }
-    let mut text = String::new();
-    for table in [clean, attacks, innocents] {
-        text += &table.show(args.markdown);
-    }
-    for (job, done) in jobs.iter().zip(&done) {
-        if let (Job::Seconds(_), Some(trial)) = (job, done.first()) {
-            text += &real::seconds(trial, &mut score).show(args.markdown);
+    for (on, beside) in backgrounds.iter().zip(&beside) {
+        if !beside.is_empty() {
+            bystanders.row(report::bystanders(on.name, beside));
         }
     }
-    if args.wants(real::LOGS) {
-        text += &real.logs(&settings, &mut score).show(args.markdown);
-    }
-    println!(
-        "{text}\n{} of {} wanted figures met",
-        score.met, score.wanted
-    );
-    Ok(())
+    [clean, attacks, bystanders, innocents, mistakes]
+        .iter()
+        .map(|table| table.show(args.markdown))
+        .collect()
 }
 
 /// The engine's settings by default, or with some keys set.
@@ -192,66 +231,62 @@ fn settings(set: &[String]) -> Result<Settings> {
         let is_bare = value.starts_with(['"', '\'', '['])
             || value.parse::<f64>().is_ok()
             || value.parse::<bool>().is_ok();
-        text += &if is_bare {
-            format!("{key} = {value}\n")
+        let value = if is_bare {
+            value.to_owned()
         } else {
-            format!("{key} = {value:?}\n")
+            format!("{value:?}")
         };
+        for part in [key, " = ", &value, "\n"] {
+            text.push_str(part);
+        }
     }
     let config = Config::parse(&text).context("--set does not fit the configuration")?;
     Ok(config.engine)
 }
 
-fn check_names(args: &Args, scenarios: &[Scenario]) -> Result<()> {
+/// A name that there is not is a mistake, and not nothing to do.
+fn check_names(args: &Args, scenarios: &[Scenario], backgrounds: &[Background]) -> Result<()> {
     let mut names: BTreeSet<&str> = scenarios.iter().map(|one| one.name.as_str()).collect();
     names.extend([CLEAN, real::SECONDS, real::LOGS]);
-    let known = |name: &&String| names.contains(name.as_str());
-    if let Some(unknown) = args.only.iter().find(|name| !known(name)) {
-        let names: Vec<&str> = names.into_iter().collect();
-        bail!(
-            "no scenario is called {unknown:?}; there are: {}",
-            names.join(", ")
-        );
+    let grounds: BTreeSet<&str> = backgrounds.iter().map(|one| one.name).collect();
+    for (asked, there_are) in [(&args.only, names), (&args.on, grounds)] {
+        if let Some(unknown) = asked.iter().find(|name| !there_are.contains(name.as_str())) {
+            let there_are: Vec<&str> = there_are.into_iter().collect();
+            bail!("there is no {unknown:?}, but: {}", there_are.join(", "));
+        }
     }
     Ok(())
 }
 
 /// What one thread does at a time.
-enum Job<'a> {
-    Seconds(&'a Vec<u32>),
-    Clean(&'a Background, u64),
-    /// All scenarios on the same traffic.
-    Scene(&'a Background, u64),
+struct Job<'a> {
+    on: &'a Background,
+    seed: u64,
+    /// All on the same traffic; `None`: that by itself.
+    scenarios: Option<&'a [Scenario]>,
 }
 
 impl Job<'_> {
-    fn run(&self, settings: &Settings, scenarios: &[Scenario]) -> Vec<Trial> {
-        match self {
-            Self::Seconds(counts) => vec![real::play_seconds(settings, counts)],
-            Self::Clean(background, seed) => {
-                let Some(requests) = background.clean(*seed) else {
-                    return Vec::new();
-                };
-                let end = requests.last().map_or(0, |request| request.at) + 1000;
-                let deeds = judge::replay(settings, &requests, end);
-                vec![judge::trial(
-                    &deeds,
-                    &requests,
-                    &BTreeSet::new(),
-                    end,
-                    end,
-                    false,
-                )]
-            }
-            Self::Scene(background, seed) => {
-                if scenarios.is_empty() {
-                    return Vec::new();
-                }
-                let scene = background.scene(*seed);
-                let one = |scenario| judge::judge(settings, scenario, &scene, *seed);
-                scenarios.iter().map(one).collect()
-            }
+    fn run(&self, settings: &Settings) -> Vec<Trial> {
+        if let Some(scenarios) = self.scenarios {
+            let scene = self.on.scene(self.seed);
+            let one = |scenario| judge::judge(settings, scenario, &scene, self.seed);
+            return scenarios.iter().map(one).collect();
         }
+        let Some(requests) = self.on.clean(self.seed) else {
+            return Vec::new();
+        };
+        let start = requests.first().map_or(0, |request| request.at);
+        let end = requests.last().map_or(0, |request| request.at) + 1000;
+        let deeds = judge::replay(settings, &requests, end);
+        vec![judge::trial(
+            &deeds,
+            &requests,
+            &BTreeSet::new(),
+            start,
+            end,
+            false,
+        )]
     }
 }
 

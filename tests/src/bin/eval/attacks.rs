@@ -198,7 +198,7 @@ fn bot(number: usize) -> IpAddr {
     Ipv4Addr::new(198, 18 + (high & 1), middle, low).into()
 }
 
-/// One of 2001:db8::/32: the rest of a /64's number, and of an address in it.
+/// One of `2001:db8::/32`: the rest of a /64's number, and of an address in it.
 fn v6(subnet: u64, interface: u64) -> IpAddr {
     let prefix = 0x2001_0db8_0042_0000 | subnet;
     Ipv6Addr::from(u128::from(prefix) << 64 | u128::from(interface)).into()

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use portcullis_engine::parse::{Target, TargetKind};
 
 use super::{
-    site::{BUSY, Person, QUIET, Site, address},
+    site::{BARE, BUSY, Person, QUIET, Site, Size, address},
     trace::Trace,
     traffic::{Dice, Request, path, sort},
 };
@@ -30,14 +30,14 @@ pub struct Background {
 
 #[derive(Debug)]
 enum Source {
-    Made(Box<Site>),
+    Made(Size),
     Trace(Trace),
 }
 
 /// A stretch of legitimate traffic, and when something may be put in.
 #[derive(Debug)]
 pub struct Scene<'a> {
-    background: &'a Background,
+    visits: Visits<'a>,
     /// In order.
     pub requests: Vec<Request>,
     /// When something is put in.
@@ -50,12 +50,19 @@ pub struct Scene<'a> {
     pub seen: Vec<IpAddr>,
 }
 
+/// Where further visits come from.
+#[derive(Debug)]
+enum Visits<'a> {
+    Made(Box<Site>),
+    Trace(&'a Trace),
+}
+
 impl Background {
-    /// The made-up ones.
-    pub fn made() -> [Self; 2] {
-        [("quiet", QUIET), ("busy", BUSY)].map(|(name, size)| Self {
+    /// The made-up ones. Each trial has a site and people of its own.
+    pub fn made() -> [Self; 3] {
+        [("quiet", QUIET), ("busy", BUSY), ("bare", BARE)].map(|(name, size)| Self {
             name,
-            source: Source::Made(Box::new(Site::new(size, 1))),
+            source: Source::Made(size),
         })
     }
 
@@ -70,7 +77,8 @@ impl Background {
     /// Nothing but legitimate traffic, for hours. A trace has only one such stretch: all of it.
     pub fn clean(&self, seed: u64) -> Option<Vec<Request>> {
         match &self.source {
-            Source::Made(site) => {
+            Source::Made(size) => {
+                let site = Site::new(*size, seed);
                 let mut dice = Dice::new(&format!("{} alone", self.name), seed);
                 let start = EPOCH + seed * 7 * 60 * MINUTE;
                 Some(site.traffic(&mut dice, start, start + CLEAN))
@@ -82,11 +90,13 @@ impl Background {
     /// Legitimate traffic with room for something to be put in.
     pub fn scene(&self, seed: u64) -> Scene<'_> {
         let mut dice = Dice::new(self.name, seed);
-        let (requests, onset) = match &self.source {
-            Source::Made(site) => {
+        let (visits, requests, onset) = match &self.source {
+            Source::Made(size) => {
+                let site = Site::new(*size, seed);
                 let start = EPOCH + seed * 53 * MINUTE;
                 let onset = start + WARM_UP + dice.bits() % MINUTE;
-                (site.traffic(&mut dice, start, onset + LONGEST), onset)
+                let requests = site.traffic(&mut dice, start, onset + LONGEST);
+                (Visits::Made(Box::new(site)), requests, onset)
             }
             Source::Trace(trace) => {
                 let first = trace.requests.first().map_or(0, |request| request.at);
@@ -94,7 +104,7 @@ impl Background {
                 let room = last.saturating_sub(first + WARM_UP + LONGEST).max(1);
                 let onset = first + WARM_UP + dice.bits() % room;
                 let requests = cut(&trace.requests, onset - WARM_UP, onset + LONGEST);
-                (requests.to_vec(), onset)
+                (Visits::Trace(trace), requests.to_vec(), onset)
             }
         };
         let before = cut(&requests, 0, onset);
@@ -107,7 +117,7 @@ impl Background {
             .collect();
         let seen: BTreeSet<IpAddr> = before.iter().map(|request| request.client).collect();
         Scene {
-            background: self,
+            visits,
             landing: commonest(&pages),
             pages,
             seen: seen.into_iter().collect(),
@@ -146,12 +156,12 @@ impl Scene<'_> {
         at: u64,
         all: &mut Vec<Request>,
     ) {
-        match &self.background.source {
-            Source::Made(site) => {
+        match &self.visits {
+            Visits::Made(site) => {
                 let landing = if lands { 0 } else { dice.below(30) };
                 site.session(dice, person, landing, at, all);
             }
-            Source::Trace(trace) => {
+            Visits::Trace(trace) => {
                 let Some(session) = dice.pick(&trace.sessions) else {
                     return;
                 };

@@ -60,6 +60,13 @@ pub fn all() -> Vec<Scenario> {
     all.push(Scenario::innocent("all-404", 900, |scene, dice, play| {
         outage(404, 300, scene, dice, play);
     }));
+    all.push(Scenario::innocent("nat-50", 1800, nat).cold());
+    all.push(
+        Scenario::innocent("crawler-0.8", 1800, |scene, dice, play| {
+            crawler(scene, 0.8, dice, play);
+        })
+        .cold(),
+    );
     all
 }
 

@@ -118,6 +118,8 @@ pub struct Trial {
     pub alarms: u64,
     /// Alarms that were raised before the attack.
     pub early: u64,
+    /// When the attack began, in milliseconds since the epoch.
+    pub from: u64,
 }
 
 /// Judges what was done when a scenario was played on a background.
@@ -151,6 +153,7 @@ pub fn trial(
 ) -> Trial {
     let covers = Covers::new(&deeds.bans);
     let mut trial = Trial {
+        from,
         lasted: until - requests.first().map_or(until, |request| request.at),
         ..Trial::default()
     };

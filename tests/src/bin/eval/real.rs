@@ -13,7 +13,7 @@ use portcullis_engine::{Settings, Subject, parse::Record};
 use super::{
     background::Background,
     judge::{Deeds, Trial, Watch, replay, trial},
-    report::{Score, Table},
+    report::{Score, Table, tests},
     trace::{self, Trace, scattered},
     traffic::{Dice, Popularity, Request, path},
 };
@@ -150,11 +150,6 @@ impl Log {
         if self.offenders.is_empty() {
             wanted.push(format!("no ban: {}", score.count(result.wrong.is_empty())));
         }
-        let tests: Vec<String> = result
-            .tests
-            .iter()
-            .map(|(test, count)| format!("{test} {count}"))
-            .collect();
         vec![
             self.name.clone(),
             self.requests.len().to_string(),
@@ -166,8 +161,8 @@ impl Log {
             } else {
                 "-".to_owned()
             },
-            tests.join(", "),
-            super::report::whom(result.wrong.iter()),
+            tests(&result.tests),
+            result.wrong.len().to_string(),
             wanted.join("; "),
         ]
     }
@@ -267,6 +262,7 @@ pub fn play_seconds(settings: &Settings, counts: &[u32]) -> Trial {
             .iter()
             .filter(|alarm| (day_13..day_13 + 86_400_000).contains(*alarm))
             .count() as u64,
+        from: START * 1000,
         wrong: bans,
         ..Trial::default()
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{
-    judge::{Banned, Trial},
+    judge::Trial,
     scenario::{Goal, Scenario},
     stats::{confidence, quantile, share_within},
 };
@@ -29,6 +29,11 @@ impl Table {
     /// Adds one.
     pub fn row(&mut self, row: Vec<String>) {
         self.rows.push(row);
+    }
+
+    /// Adds some.
+    pub fn rows(&mut self, rows: impl IntoIterator<Item = Vec<String>>) {
+        self.rows.extend(rows);
     }
 
     /// As text or Markdown; nothing if it has no rows.
@@ -156,7 +161,8 @@ pub fn attack(scenario: &Scenario, on: &str, trials: &[Trial], score: &mut Score
     ]
 }
 
-fn tests(tests: &BTreeMap<String, u64>) -> String {
+/// Tests with how often each flagged.
+pub fn tests(tests: &BTreeMap<String, u64>) -> String {
     let words = tests.iter().map(|(test, count)| format!("{test} {count}"));
     words.collect::<Vec<_>>().join(", ")
 }
@@ -237,8 +243,8 @@ pub const INNOCENTS: [&str; 7] = [
     "on",
     "trials",
     "false bans",
+    "flagged by",
     "alarms",
-    "whom",
     "wanted",
 ];
 
@@ -246,35 +252,26 @@ pub const INNOCENTS: [&str; 7] = [
 pub fn innocent(scenario: &Scenario, on: &str, trials: &[Trial], score: &mut Score) -> Vec<String> {
     let figures = Figures::of(scenario, trials);
     let raised: u64 = trials.iter().map(|trial| trial.alarms - trial.early).sum();
+    let goals = scenario.goals.iter();
+    let wanted: Vec<String> = goals.map(|goal| figures.hold(goal, score)).collect();
     vec![
         scenario.name.clone(),
         on.to_owned(),
         trials.len().to_string(),
         figures.wrong.to_string(),
+        tests_of(trials),
         raised.to_string(),
-        whom(trials.iter().flat_map(|trial| &trial.wrong)),
-        scenario
-            .goals
-            .iter()
-            .map(|goal| figures.hold(goal, score))
-            .collect::<Vec<_>>()
-            .join("; "),
+        wanted.join("; "),
     ]
 }
 
-/// Who was banned and why: how often each test, and one of the reasons.
-pub fn whom<'a, W>(wrong: W) -> String
-where
-    W: IntoIterator<Item = &'a Banned>,
-{
-    let mut by_test: BTreeMap<&'a str, (usize, &'a Banned)> = BTreeMap::new();
-    for ban in wrong {
-        by_test.entry(&ban.test).or_insert((0, ban)).0 += 1;
+/// How often each test flagged somebody by mistake.
+fn tests_of(trials: &[Trial]) -> String {
+    let mut counts = BTreeMap::new();
+    for ban in trials.iter().flat_map(|trial| &trial.wrong) {
+        *counts.entry(ban.test.clone()).or_default() += 1;
     }
-    let words = by_test
-        .iter()
-        .map(|(test, (count, ban))| format!("{test} {count} (as {}: {})", ban.subject, ban.reason));
-    words.collect::<Vec<_>>().join(", ")
+    tests(&counts)
 }
 
 /// Columns of [`clean`].
@@ -283,30 +280,104 @@ pub const CLEAN: [&str; 9] = [
     "hours",
     "requests",
     "false bans",
+    "flagged by",
     "a million requests",
     "95 %",
     "alarms a day",
-    "whom",
     "wanted",
 ];
 
 /// What came of nothing but legitimate traffic.
 pub fn clean(on: &str, trials: &[Trial], score: &mut Score) -> Vec<String> {
-    let requests: u64 = trials.iter().map(|trial| trial.legitimate).sum();
-    let wrong: usize = trials.iter().map(|trial| trial.wrong.len()).sum();
     let alarms: u64 = trials.iter().map(|trial| trial.alarms).sum();
     let lasted: u64 = trials.iter().map(|trial| trial.lasted).sum();
-    let (low, high) = confidence(wrong as u64, requests);
     let days = lasted as f64 / 86_400_000.0;
+    let [requests, wrong, tests, share, range] = mistaken(trials);
+    let is_met = trials.iter().all(|trial| trial.wrong.is_empty());
     vec![
         on.to_owned(),
         format!("{:.0}", days * 24.0),
+        requests,
+        wrong,
+        tests,
+        share,
+        range,
+        format!("{:.2}", alarms as f64 / days),
+        format!("no ban: {}", score.count(is_met)),
+    ]
+}
+
+/// Columns of [`bystanders`].
+pub const BYSTANDERS: [&str; 6] = [
+    "while attacks went on",
+    "requests",
+    "false bans",
+    "flagged by",
+    "a million requests",
+    "95 %",
+];
+
+/// Who was banned by mistake while others attacked.
+pub fn bystanders(on: &str, trials: &[Trial]) -> Vec<String> {
+    [on.to_owned()]
+        .into_iter()
+        .chain(mistaken(trials))
+        .collect()
+}
+
+/// Legitimate requests, false bans, by which tests, how many a million requests, and in what range that lies.
+fn mistaken(trials: &[Trial]) -> [String; 5] {
+    let requests: u64 = trials.iter().map(|trial| trial.legitimate).sum();
+    let wrong: u64 = trials.iter().map(|trial| trial.wrong.len() as u64).sum();
+    let (low, high) = confidence(wrong, requests);
+    [
         requests.to_string(),
         wrong.to_string(),
+        tests_of(trials),
         format!("{:.2}", wrong as f64 * 1e6 / requests.max(1) as f64),
         format!("{:.2} to {:.2}", low * 1e6, high * 1e6),
-        format!("{:.2}", alarms as f64 / days),
-        whom(trials.iter().flat_map(|trial| &trial.wrong)),
-        format!("no ban: {}", score.count(wrong == 0)),
     ]
+}
+
+/// Columns of [`mistakes`].
+pub const MISTAKES: [&str; 7] = [
+    "false ban in",
+    "on",
+    "seed",
+    "after s",
+    "subject",
+    "test",
+    "reason",
+];
+
+/// The first few who were banned by mistake in the trials of one scenario, each with its seed, and how many more there are.
+pub fn mistakes(scenario: &str, on: &str, trials: &[(u64, Trial)]) -> Vec<Vec<String>> {
+    const FEW: usize = 4;
+    let row = |seed: String, after: String, ban: [String; 3]| {
+        let mut row = vec![scenario.to_owned(), on.to_owned(), seed, after];
+        row.extend(ban);
+        row
+    };
+    let all = trials.iter().flat_map(|(seed, trial)| {
+        let of_one = trial.wrong.iter();
+        of_one.map(move |ban| (seed, ban.at as f64 - trial.from as f64, ban))
+    });
+    let mut rows: Vec<Vec<String>> = all
+        .clone()
+        .take(FEW)
+        .map(|(seed, after, ban)| {
+            let what = [
+                ban.subject.to_string(),
+                ban.test.clone(),
+                ban.reason.clone(),
+            ];
+            row(seed.to_string(), format!("{:.1}", after / 1000.0), what)
+        })
+        .collect();
+    let more = all.count().saturating_sub(FEW);
+    if more > 0 {
+        let what = [String::new(), String::new(), format!("{more} more")];
+        rows.push(row(String::new(), String::new(), what));
+    }
+    rows
 }

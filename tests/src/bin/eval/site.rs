@@ -17,6 +17,8 @@ pub struct Size {
     pub people: usize,
     /// Galleries opened an hour, with hundreds of pictures each.
     pub galleries: f64,
+    /// Do its assets come from elsewhere? Then the log has only pages, and what their scripts ask for.
+    pub elsewhere: bool,
 }
 
 /// About 0.7 requests a second.
@@ -25,6 +27,7 @@ pub const QUIET: Size = Size {
     pages: 300,
     people: 2_000,
     galleries: 0.0,
+    elsewhere: false,
 };
 
 /// About 4 requests a second.
@@ -33,6 +36,16 @@ pub const BUSY: Size = Size {
     pages: 5_000,
     people: 10_000,
     galleries: 3.0,
+    elsewhere: false,
+};
+
+/// About 2 requests a second, none of them for assets.
+pub const BARE: Size = Size {
+    rate: 2.0,
+    pages: 2_000,
+    people: 10_000,
+    galleries: 0.0,
+    elsewhere: true,
 };
 
 /// Somebody with a browser.
@@ -64,6 +77,7 @@ pub struct Site {
     pages: Vec<Page>,
     popularity: Popularity,
     common: Vec<Target>,
+    interfaces: Vec<Target>,
     icons: Vec<Target>,
     gallery: Vec<Target>,
     people: Vec<Person>,
@@ -122,6 +136,9 @@ impl Site {
             ]
             .map(path)
             .to_vec(),
+            interfaces: ["/api/session", "/api/menu", "/api/prices", "/api/related"]
+                .map(path)
+                .to_vec(),
             icons: [
                 "/favicon.ico",
                 "/apple-touch-icon.png",
@@ -212,25 +229,30 @@ impl Site {
             };
             all.push(ask(at, page.target, 200));
             let soon = |dice: &mut Dice| at + 100 + millis(dice.between(0.0, 1.6));
-            for common in self.common.iter().take(page.common).skip(cached) {
-                all.push(ask(soon(dice), *common, 200));
-            }
-            cached = cached.max(page.common);
-            for own in &page.own {
-                if !person.returns || dice.chance(0.7) {
-                    let status = if person.returns && dice.chance(0.3) {
-                        304
-                    } else {
-                        200
-                    };
-                    all.push(ask(soon(dice), *own, status));
+            if self.size.elsewhere {
+                for interface in &self.interfaces[..dice.below(self.interfaces.len() + 1)] {
+                    all.push(ask(soon(dice), *interface, 200));
+                }
+            } else {
+                for common in self.common.iter().take(page.common).skip(cached) {
+                    all.push(ask(soon(dice), *common, 200));
+                }
+                cached = cached.max(page.common);
+                for own in &page.own {
+                    // Whoever returns has some of them, and asks whether others are still the same.
+                    if !person.returns || dice.chance(0.7) {
+                        let is_same = person.returns && dice.chance(0.3);
+                        all.push(ask(soon(dice), *own, if is_same { 304 } else { 200 }));
+                    }
                 }
             }
-            if let Some(broken) = page.broken {
+            if let Some(broken) = page.broken
+                && !self.size.elsewhere
+            {
                 all.push(ask(soon(dice), broken, 404));
             }
             if view == 0 && dice.chance(0.03) {
-                for icon in &self.icons[..1 + dice.below(self.icons.len())] {
+                for icon in &self.icons[..=dice.below(self.icons.len())] {
                     all.push(ask(soon(dice), *icon, 404));
                 }
             }
@@ -283,37 +305,24 @@ impl Site {
 
 /// Some address of the internet, none of the reserved ones. As it is in life, some share a prefix with many others.
 pub fn address(dice: &mut Dice) -> IpAddr {
-    let bits = dice.bits();
-    let [a, b, c, d, e, f, g, h] = bits.to_be_bytes();
-    let word = |high: u8, low: u8| u16::from(high) << 8 | u16::from(low);
-    match a % 20 {
+    let [kind, block, third, fourth, fifth, sixth, rest @ ..] = dice.bits().to_be_bytes();
+    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    let (site, subnet, host) = (
+        word(third, fourth),
+        word(fifth, sixth),
+        u16::from_be_bytes(rest),
+    );
+    match kind % 20 {
         // A mobile carrier: each customer a /64, thousands of them in a few /48.
-        0..3 => Ipv6Addr::new(
-            0x2a02,
-            0x3000,
-            u16::from(b % 4),
-            word(c, d),
-            word(e, f),
-            0,
-            0,
-            word(g, h),
-        )
-        .into(),
+        0..3 => Ipv6Addr::new(0x2a02, 0x3000, u16::from(block % 4), subnet, 0, 0, 0, host).into(),
         // Homes: each a /56.
-        3..6 => Ipv6Addr::new(
-            0x2a01,
-            0x0c00 | u16::from(b % 8),
-            word(c, d),
-            word(e, 0),
-            0,
-            0,
-            0,
-            word(g, h),
-        )
-        .into(),
+        3..6 => {
+            let block = 0x0c00 | u16::from(block % 8);
+            Ipv6Addr::new(0x2a01, block, site, subnet & 0xff00, 0, 0, 0, host).into()
+        }
         // Offices and universities: neighbours in one /24.
-        6 => Ipv4Addr::new(62, 40, b % 20, c).into(),
-        _ => Ipv4Addr::new(20 + b % 40, c, d, e).into(),
+        6 => Ipv4Addr::new(62, 40, block % 20, third).into(),
+        _ => Ipv4Addr::new(20 + block % 40, third, fourth, fifth).into(),
     }
 }
 
@@ -331,7 +340,7 @@ mod tests {
 
     #[test]
     fn the_sites_are_as_busy_as_they_are_said_to_be_and_fail_as_little() {
-        for (size, length) in [(QUIET, 24), (BUSY, 8)] {
+        for (size, length) in [(QUIET, 24), (BUSY, 8), (BARE, 12)] {
             let all = hours(size, length);
             let rate = all.len() as f64 / (length as f64 * 3600.0);
             assert!((rate / size.rate - 1.0).abs() < 0.1, "{rate}");

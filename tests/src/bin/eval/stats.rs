@@ -62,38 +62,39 @@ fn root(f: impl Fn(f64) -> f64) -> f64 {
     high
 }
 
-/// The regularised incomplete beta function, by its continued fraction (Lentz).
-fn beta(x: f64, a: f64, b: f64) -> f64 {
+/// The regularised incomplete beta function of x, by its continued fraction (Lentz).
+fn beta(x: f64, one: f64, other: f64) -> f64 {
     if x <= 0.0 {
         return 0.0;
     }
     if x >= 1.0 {
         return 1.0;
     }
+    let both = one + other;
     // The fraction converges quickly on this side only.
-    if x > (a + 1.0) / (a + b + 2.0) {
-        return 1.0 - beta(1.0 - x, b, a);
+    if x > (one + 1.0) / (both + 2.0) {
+        return 1.0 - beta(1.0 - x, other, one);
     }
-    let front = a * x.ln() + b * (-x).ln_1p() + ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b);
+    let front =
+        one * x.ln() + other * (-x).ln_1p() + ln_gamma(both) - ln_gamma(one) - ln_gamma(other);
     let tiny = |value: f64| if value.abs() < 1e-300 { 1e-300 } else { value };
-    let mut d = 1.0 / tiny(1.0 - (a + b) * x / (a + 1.0));
-    let (mut c, mut fraction) = (1.0, d);
+    let mut below = 1.0 / tiny(1.0 - both * x / (one + 1.0));
+    let (mut above, mut fraction) = (1.0, below);
     for step in 1..1000 {
-        let m = f64::from(step);
-        let even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m));
-        d = 1.0 / tiny(1.0 + even * d);
-        c = tiny(1.0 + even / c);
-        fraction *= d * c;
-        let odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0));
-        d = 1.0 / tiny(1.0 + odd * d);
-        c = tiny(1.0 + odd / c);
-        let change = d * c;
-        fraction *= change;
-        if (change - 1.0).abs() < 1e-14 {
+        let step = f64::from(step);
+        let at = one + 2.0 * step;
+        let even = step * (other - step) * x / ((at - 1.0) * at);
+        let odd = -(one + step) * (both + step) * x / (at * (at + 1.0));
+        for part in [even, odd] {
+            below = 1.0 / tiny(1.0 + part * below);
+            above = tiny(1.0 + part / above);
+            fraction *= below * above;
+        }
+        if (below * above - 1.0).abs() < 1e-14 {
             break;
         }
     }
-    front.exp() * fraction / a
+    front.exp() * fraction / one
 }
 
 /// Logarithm of the gamma function (Stirling's series, after moving up to where it is exact).
