@@ -481,7 +481,7 @@ fn declare(r: &mut Reader) -> Config {
         defaults.attack_requests,
         0..=1000,
         "While the alarm stands, clients who were not there before it are judged by how they ask, from so many page requests \
-         on: one page again and again, pages that nobody else finds, pages without what comes with them. 0: they are not.",
+         on: one page again and again, or (from three times as many) pages that nobody else finds. 0: they are not.",
     );
     let aftermath_secs = r.whole(
         "aftermath_secs",

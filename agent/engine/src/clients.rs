@@ -158,10 +158,15 @@ impl Clients {
 
     /// Is anybody known who belongs to a network and is to be spared? Asked seldom: for an IPv6 network all are looked at.
     #[must_use]
-    pub fn has_any_in(&self, prefix: Subject, is_spared: impl Fn(&Client) -> bool) -> bool {
+    pub fn has_any_in(
+        &self,
+        prefix: Subject,
+        is_spared: impl Fn(Subject, &Client) -> bool,
+    ) -> bool {
         let is_known = |host: Ipv4Addr| {
-            let client = self.table.get(&Subject::of_client(host.into()));
-            client.is_some_and(&is_spared)
+            let subject = Subject::of_client(host.into());
+            let client = self.table.get(&subject);
+            client.is_some_and(|client| is_spared(subject, client))
         };
         match prefix.net() {
             IpNet::V4(net) if net.prefix_len() >= 24 => (net.network().to_bits()
@@ -170,7 +175,7 @@ impl Clients {
             _ => self
                 .table
                 .iter()
-                .any(|(subject, client)| prefix.covers(*subject) && is_spared(client)),
+                .any(|(subject, client)| prefix.covers(*subject) && is_spared(*subject, client)),
         }
     }
 

@@ -73,8 +73,6 @@ pub enum Test {
     OnePage,
     /// In attack mode: a newcomer that asks for pages that nobody else has found.
     InventedPages,
-    /// In attack mode: a newcomer that asks for pages and nothing that comes with them.
-    BarePages,
     /// Several members of a prefix have been banned.
     Members,
 }
@@ -180,11 +178,6 @@ impl fmt::Display for Finding {
             Test::InventedPages => write!(
                 f,
                 "new during the site's alarm, {} requests for pages that nobody else has found",
-                self.requests
-            )?,
-            Test::BarePages => write!(
-                f,
-                "new during the site's alarm, {} requests for pages and nothing that comes with them",
                 self.requests
             )?,
             Test::Members => write!(
@@ -391,7 +384,7 @@ impl Default for Settings {
                 limit: 60.0,
                 ..ordered.cusum
             },
-            attack_requests: 6,
+            attack_requests: 7,
             prefix_members: 5,
             ..ordered
         }

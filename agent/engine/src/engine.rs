@@ -867,8 +867,12 @@ impl Engine {
             let is_banned = self.ledger.get(prefix).is_some();
             // Whoever of it is known and not banned behaves, if they did not come with an attack.
             let watch = &self.watch;
-            let is_spared = |client: &Client| !watch.came_with_the_attack(client);
-            if !is_banned && !self.clients.has_any_in(prefix, is_spared) {
+            let has_regulars = match prefix.net() {
+                IpNet::V4(net) => watch.has_regulars_in(net),
+                IpNet::V6(_) => false,
+            };
+            let is_spared = |subject, client: &Client| watch.is_spared(subject, client);
+            if !is_banned && !has_regulars && !self.clients.has_any_in(prefix, is_spared) {
                 let finding = Finding {
                     value: members as f64,
                     ..detect::finding(

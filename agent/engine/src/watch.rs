@@ -4,6 +4,10 @@
 //! one of them does. While the site's alarm stands (attack mode) newcomers are held to how they ask, since their rate cannot tell
 //! them from people.
 
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
 use crate::{
     baseline::Normal,
     caps::{self, Population, SPANS, UNIT},
@@ -77,12 +81,9 @@ impl Standing {
 struct Attack {
     /// Who was first seen from this second on is a newcomer.
     newcomers_from: u64,
-    /// Requests of newcomers, and of all.
+    /// Requests of newcomers.
     of_newcomers: u64,
-    of_all: u64,
-    /// Of those of newcomers: for what comes with pages, …
-    with_pages: u64,
-    /// … for pages that nobody else has found, and again for the same page.
+    /// Of these for pages that nobody else has found, and again for the same page.
     invented: u64,
     again: u64,
 }
@@ -90,22 +91,14 @@ struct Attack {
 impl Attack {
     fn note(&mut self, habits: &Habits, noted: Noted, is_known: bool) {
         if self.of_newcomers >= NEWCOMERS_MEMORY {
-            for count in [
-                &mut self.of_newcomers,
-                &mut self.of_all,
-                &mut self.with_pages,
-                &mut self.invented,
-                &mut self.again,
-            ] {
+            for count in [&mut self.of_newcomers, &mut self.invented, &mut self.again] {
                 *count /= 2;
             }
         }
-        self.of_all += 1;
         if !is_newcomer(habits, self) {
             return;
         }
         self.of_newcomers += 1;
-        self.with_pages += u64::from(!noted.is_page);
         self.invented += u64::from(noted.is_page && !is_known);
         self.again += u64::from(noted.is_page && !noted.is_fresh);
     }
@@ -162,15 +155,28 @@ impl Watch {
         self.attack.is_some()
     }
 
-    /// Is a client nobody to be spared for: one who came with the attack?
-    pub fn came_with_the_attack(&self, client: &Client) -> bool {
+    /// Is a member of a network somebody for whose sake it is not banned? Not who came with the attack and asks as it does. Of an
+    /// IPv6 network, which as a rule is one customer's, nor who came with it and has hardly done anything yet.
+    pub fn is_spared(&self, subject: Subject, client: &Client) -> bool {
         let Some(attack) = &self.attack else {
-            return false;
+            return true;
         };
         match &client.habits {
-            Some(habits) => is_newcomer(habits, attack),
-            None => client.window.oldest() >= Some(attack.newcomers_from),
+            Some(habits) if is_newcomer(habits, attack) => {
+                let manner = habits.manner();
+                manner.with_pages > 0.1 || manner.lead < 0.6 && manner.known > 0.2
+            }
+            Some(_) => true,
+            None => !subject.is_v6() || client.window.oldest() < Some(attack.newcomers_from),
         }
+    }
+
+    /// Has somebody of an IPv4 network been here before?
+    pub fn has_regulars_in(&self, prefix: Ipv4Net) -> bool {
+        let hosts = prefix.network().to_bits()..=prefix.broadcast().to_bits();
+        hosts
+            .map(|bits| Subject::of_client(Ipv4Addr::from(bits).into()))
+            .any(|host| self.regulars.contains(host))
     }
 
     /// A client has gone that nothing is held against.
@@ -424,19 +430,13 @@ impl Watch {
         }
         let is_one_page = attack.is_what_they_do(attack.again, 5)
             && lead >= 0.6
-            && pages >= if site_loads_pages { least } else { 1.5 * least };
+            && pages >= if site_loads_pages { least } else { 1.3 * least };
         let is_invented =
-            attack.is_what_they_do(attack.invented, 8) && known <= 0.2 && pages >= 1.5 * least;
-        let is_bare = site_loads_pages
-            && 2 * attack.of_newcomers >= attack.of_all
-            && 5 * attack.with_pages <= attack.of_newcomers
-            && pages >= 2.0 * least;
+            attack.is_what_they_do(attack.invented, 8) && known <= 0.2 && pages >= 3.0 * least;
         let test = if is_one_page {
             Test::OnePage
         } else if is_invented {
             Test::InventedPages
-        } else if is_bare {
-            Test::BarePages
         } else {
             return None;
         };
