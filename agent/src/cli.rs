@@ -88,7 +88,7 @@ enum Verb {
     /// Say what the agent would have done with these logs: whom it would have banned, when, why, and for how long
     ///
     /// The same engine, at the time that the lines have. Any number of logs in any order, packed ones too: they are read as one, in
-    /// the order of their times. It learns from nothing, so the beginning (detect.baseline.warm_up_secs) is held against the ceiling
+    /// the order of their times. It learns from nothing, so the beginning (`detect.baseline.warm_up_secs`) is held against the ceiling
     /// of the warm-up. Needs no rights but to read the files, and changes nothing. Addresses of this host are banned like any other
     /// here: name those that must not be in bans.allow.
     Replay(Replay),
@@ -138,7 +138,7 @@ struct Replay {
     /// Logs, also packed (gzip, zstd, xz); `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// A key of the configuration and its value, in place of what the file says, such as detect.z_score=4; may be given several
+    /// A key of the configuration and its value, in place of what the file says, such as `detect.z_score=4`; may be given several
     /// times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<Setting>,

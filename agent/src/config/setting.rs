@@ -194,7 +194,7 @@ mod tests {
                 r#"bans.schedule=["5m""#,
                 r#"bans.schedule: ["5m" is no TOML"#,
             ),
-            ("mode.x=1", r#"--set: unknown section mode"#),
+            ("mode.x=1", r#"mode = { x = 1 } must be "observe" or"#),
             (
                 "source.format=apache",
                 "--set: source.format: \"apache\" is no format",
@@ -203,7 +203,7 @@ mod tests {
                 "detect.baseline.warm_up_secs=86400",
                 "--set: detect.baseline.warm_up_secs = 86400 must not be above",
             ),
-            ("mode=enforce\nspeed=1", r#"mode = "enforce\nspeed=1""#),
+            ("detect.z_score=4\nspeed=1", "--set: detect.z_score = \"\"\""),
         ] {
             let error = loaded(&[setting]).unwrap_err();
             assert!(error.contains(expected), "{setting}: {error}");
@@ -225,10 +225,6 @@ mod tests {
         assert_eq!(adjusted.differing.len(), 2);
         std::fs::write(&path, "speed = 1").unwrap();
         let Problems(all) = Config::load_with(Some(&path), &[]).unwrap_err();
-        assert!(
-            all[0].ends_with("p.toml: unknown key speed (is speed meant?)")
-                || all[0].contains("p.toml: unknown key speed"),
-            "{all:?}"
-        );
+        assert!(all[0].contains("p.toml: unknown key speed"), "{all:?}");
     }
 }

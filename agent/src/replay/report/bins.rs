@@ -61,7 +61,7 @@ impl<T: Bin> Bins<T> {
         let odd = usize::try_from(self.first % 2).unwrap_or(0);
         let mut wide = vec![T::default(); (self.all.len() + odd).div_ceil(2)];
         for (place, bin) in self.all.iter().enumerate() {
-            wide[(place + odd) / 2].merge(*bin);
+            wide[usize::midpoint(place, odd)].merge(*bin);
         }
         self.all = wide;
         self.first /= 2;

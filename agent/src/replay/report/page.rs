@@ -19,7 +19,8 @@ const MAX_FILES: usize = 50;
 const TOP: usize = 8;
 /// Left of the plots, for labels.
 const LEFT: f64 = 56.0;
-const RIGHT: f64 = WIDTH - 12.0;
+/// Right of them, half a label sticks out.
+const RIGHT: f64 = WIDTH - 22.0;
 
 pub(super) fn page(report: &Report, summary: &Summary) -> String {
     let mut page = String::from(HEAD);
@@ -331,17 +332,20 @@ fn bans(report: &Report, time: &TimeAxis, page: &mut String) {
     }
     let bottom = TOP + ROW * report.rows.len() as f64;
     plot("Bans", &words, bottom + 40.0, page);
+    let longest = report.rows.keys().map(|subject| subject.to_string().len());
+    let label = 7.0 * longest.max().unwrap_or(0) as f64;
     let time = TimeAxis {
-        left: 172.0,
+        left: LEFT.max(label + 10.0),
         ..*time
     };
+    let label_x = time.left - 8.0;
     time.draw(TOP, bottom, page);
     for (place, (subject, bars)) in report.rows.iter().enumerate() {
         let y = TOP + ROW * place as f64;
         let text_y = y + 13.0;
         let _ = write!(
             page,
-            "<text class=\"end code\" x=\"164\" y=\"{text_y}\">{}</text>",
+            "<text class=\"end code\" x=\"{label_x}\" y=\"{text_y}\">{}</text>",
             escaped(&subject.to_string())
         );
         for bar in bars {
