@@ -1,4 +1,8 @@
 //! `portcullis replay`, as it is typed.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test panics with its evidence, its helpers too"
+)]
 
 use std::{
     fmt::Write as _,

@@ -120,7 +120,10 @@ impl<W: Write> Audience for Printer<W> {
             if elapsed < PATIENCE {
                 return;
             }
-            self.bar = Some(bar(of).with_elapsed(elapsed));
+            // The rate shown is that from now on.
+            let bar = bar(of).with_elapsed(elapsed).with_position(read);
+            bar.reset_eta();
+            self.bar = Some(bar);
         }
         if let Some(bar) = &self.bar {
             bar.set_position(read);

@@ -203,7 +203,10 @@ mod tests {
                 "detect.baseline.warm_up_secs=86400",
                 "--set: detect.baseline.warm_up_secs = 86400 must not be above",
             ),
-            ("detect.z_score=4\nspeed=1", "--set: detect.z_score = \"\"\""),
+            (
+                "detect.z_score=4\nspeed=1",
+                "--set: detect.z_score = \"\"\"",
+            ),
         ] {
             let error = loaded(&[setting]).unwrap_err();
             assert!(error.contains(expected), "{setting}: {error}");
