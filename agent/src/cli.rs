@@ -2,6 +2,7 @@
 
 mod drops;
 mod lines;
+mod replay;
 mod show;
 
 use std::{
@@ -23,12 +24,16 @@ use tracing::info;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::{
-    config::{self, Config},
+    config::{self, Adjusted, Config, Setting},
     control::{self, AskError, Request},
     doctor,
     enforce::{
         self, Enforcer as _, Mode,
         xdp::{Flavour, Options, Xdp},
+    },
+    replay::{
+        Plan,
+        report::{Facts, Report},
     },
     runtime::{self, BanRow, Banned, Status},
     store::Store,
@@ -80,6 +85,13 @@ enum Verb {
     ///
     /// For a new `log_format`, or to see why lines are malformed. Needs no rights but to read the files.
     Lines(Lines),
+    /// Say what the agent would have done with these logs: whom it would have banned, when, why, and for how long
+    ///
+    /// The same engine, at the time that the lines have. Any number of logs in any order, packed ones too: they are read as one, in
+    /// the order of their times. It learns from nothing, so the beginning (`detect.baseline.warm_up_secs`) is held against the ceiling
+    /// of the warm-up. Needs no rights but to read the files, and changes nothing. Addresses of this host are banned like any other
+    /// here: name those that must not be in bans.allow.
+    Replay(Replay),
     /// Check a configuration file, and say everything that is wrong with it
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
@@ -117,6 +129,28 @@ struct Lines {
     /// Print each record as JSON, one object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Args)]
+struct Replay {
+    /// Logs, also packed (gzip, zstd, xz); `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// A key of the configuration and its value, in place of what the file says, such as `detect.z_score=4`; may be given several
+    /// times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+    /// In place of source.format: auto, json, combined or a `log_format` of Nginx
+    #[arg(long)]
+    format: Option<String>,
+    /// Print decisions as JSON, one object a line, and no summary
+    #[arg(long)]
+    json: bool,
+    /// Write a page with plots of traffic, clients and bans there, for a browser
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     configured: Configured,
 }
@@ -308,6 +342,7 @@ pub fn main() -> ExitCode {
         Verb::Load(load) => load_alone(&load),
         Verb::Detach(configured) => detach(&configured),
         Verb::Lines(lines) => read_lines(&lines),
+        Verb::Replay(replay) => replayed(replay),
         Verb::Config => print(&config::documentation()),
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
@@ -345,13 +380,14 @@ impl From<anyhow::Error> for Failure {
 }
 
 fn configuration(configured: &Configured) -> Result<Config, Failure> {
-    let default = Path::new(config::DEFAULT_PATH);
-    let config = match &configured.config {
-        Some(path) => Config::load(path),
-        None if default.exists() => Config::load(default),
-        None => Ok(Config::default()),
-    };
-    config.map_err(|problems| {
+    Ok(adjusted(configured, &[])?.config)
+}
+
+/// The configuration, with single settings in place of what it says.
+fn adjusted(configured: &Configured, settings: &[Setting]) -> Result<Adjusted, Failure> {
+    let default = Some(Path::new(config::DEFAULT_PATH)).filter(|path| path.exists());
+    let path = configured.config.as_deref().or(default);
+    Config::load_with(path, settings).map_err(|problems| {
         Failure(
             USAGE,
             anyhow::anyhow!("the configuration is refused:\n{problems}"),
@@ -408,6 +444,35 @@ fn read_lines(wanted: &Lines) -> Result<(), Failure> {
     let read = lines::read(&wanted.files, &format, max_line, wanted.json, &mut out);
     let read = read.and_then(|()| Ok(out.flush()?));
     match read {
+        // Whoever reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn replayed(wanted: Replay) -> Result<(), Failure> {
+    let mut settings = wanted.settings;
+    let format = wanted.format.as_deref();
+    settings.extend(format.map(|text| Setting::text("--format", "source.format", text)));
+    let Adjusted { config, differing } = adjusted(&wanted.configured, &settings)?;
+    let report = wanted.report.as_deref().map(|path| {
+        let files = wanted.files.iter();
+        let facts = Facts {
+            files: files.map(|file| file.display().to_string()).collect(),
+            differing,
+            z_score: config.engine.detect.ordinary.z_score,
+        };
+        Report::new(path, facts)
+    });
+    let mut report = report.transpose()?;
+    let plan = Plan {
+        files: wanted.files,
+        format: config.source.format,
+        max_line: config.source.limits.max_line,
+        settings: config.engine,
+    };
+    let out = io::BufWriter::new(io::stdout().lock());
+    match replay::print(&plan, report.as_mut(), wanted.json, out) {
         // Whoever reads has seen enough.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         result => Ok(result?),

@@ -4,6 +4,7 @@
 //! ([`documentation`]) is made from the same declarations.
 
 mod reader;
+mod setting;
 
 use std::{
     fmt,
@@ -19,7 +20,8 @@ use portcullis_engine::{
     time::parse_duration,
 };
 
-use self::reader::Reader;
+pub use self::setting::Setting;
+use self::{reader::Reader, setting::differing};
 use crate::{
     enforce::{Backend, Mode, nginx},
     source::{self, Limits, Start, syslog},
@@ -114,13 +116,11 @@ impl Config {
     /// # Errors
     /// All [`Problems`] at once.
     pub fn load(path: &Path) -> Result<Self, Problems> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Problems(vec![format!(
-                "cannot read {}: {error} (`portcullis config` prints a documented one to start from)",
-                path.display()
-            )])
-        })?;
-        Self::parse(&text).map_err(|Problems(all)| {
+        Self::of_file(path, &read(path)?)
+    }
+
+    fn of_file(path: &Path, text: &str) -> Result<Self, Problems> {
+        Self::parse(text).map_err(|Problems(all)| {
             Problems(
                 all.into_iter()
                     .map(|problem| format!("{}: {problem}", path.display()))
@@ -129,14 +129,45 @@ impl Config {
         })
     }
 
+    /// Reads a file, or takes the defaults where there is none, and puts settings in place of what it says.
+    ///
+    /// # Errors
+    /// All [`Problems`] at once.
+    pub fn load_with(path: Option<&Path>, settings: &[Setting]) -> Result<Adjusted, Problems> {
+        let mut text = String::new();
+        if let Some(path) = path {
+            text = read(path)?;
+            // What is wrong with the file itself is said of the file.
+            Self::of_file(path, &text)?;
+        }
+        let mut table = table(&text)?;
+        let mut problems = Vec::new();
+        for setting in settings {
+            problems.extend(setting.apply(&mut table).err());
+        }
+        if !problems.is_empty() {
+            return Err(Problems(problems));
+        }
+        let differing = differing(&table);
+        match Self::declared(table) {
+            Ok(config) => Ok(Adjusted { config, differing }),
+            Err(Problems(all)) => Err(Problems(
+                all.into_iter()
+                    .map(|problem| setting::blamed(settings, problem))
+                    .collect(),
+            )),
+        }
+    }
+
     /// Reads a text.
     ///
     /// # Errors
     /// All [`Problems`] at once.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        let table = text
-            .parse::<toml::Table>()
-            .map_err(|error| Problems(vec![error.to_string().trim().to_owned()]))?;
+        Self::declared(table(text)?)
+    }
+
+    fn declared(table: toml::Table) -> Result<Self, Problems> {
         let mut reader = Reader::new(table);
         let config = declare(&mut reader);
         check(&config, &mut reader);
@@ -145,6 +176,29 @@ impl Config {
             (problems, _) => Err(Problems(problems)),
         }
     }
+}
+
+fn read(path: &Path) -> Result<String, Problems> {
+    std::fs::read_to_string(path).map_err(|error| {
+        Problems(vec![format!(
+            "cannot read {}: {error} (`portcullis config` prints a documented one to start from)",
+            path.display()
+        )])
+    })
+}
+
+fn table(text: &str) -> Result<toml::Table, Problems> {
+    text.parse::<toml::Table>()
+        .map_err(|error| Problems(vec![error.to_string().trim().to_owned()]))
+}
+
+/// A configuration with single settings put in place of what the file says.
+#[derive(Clone, Debug)]
+pub struct Adjusted {
+    /// What holds.
+    pub config: Config,
+    /// Keys that are not what they are by default, by their dotted names, with their values as TOML.
+    pub differing: Vec<(String, String)>,
 }
 
 impl Default for Config {

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod enforce;
 pub mod host;
 pub mod notify;
+pub mod replay;
 pub mod runtime;
 pub mod source;
 pub mod store;

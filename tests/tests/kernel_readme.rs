@@ -36,6 +36,24 @@ fn every_command_of_the_readme_works() -> Result<()> {
                 let read = agent::plain(&lab, &["lines", &log])?.success()?;
                 assert!(read.contains("lines read, 0 malformed"), "{read}");
             }
+            "replay" => {
+                let (log, page) = (nginx.log(), lab.dir().join("replay.html"));
+                let (log, page) = (log.to_string_lossy(), page.to_string_lossy());
+                let words: Vec<&str> = words
+                    .iter()
+                    .map(|word| match *word {
+                        word if word.starts_with("/var/log/nginx/") => &*log,
+                        "replay.html" => &*page,
+                        word => word,
+                    })
+                    .collect();
+                let said = agent::plain(&lab, &words)?.success()?;
+                assert!(said.contains("would have been banned"), "{said}");
+                if words.contains(&&*page) {
+                    let page = std::fs::read_to_string(&*page)?;
+                    assert!(page.contains("<h2>Traffic</h2>"), "{page}");
+                }
+            }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
             "status" | "bans" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
             // In a laboratory some of it is as it should not be; what counts is that it says so.

@@ -112,23 +112,30 @@ impl<R: Read> Read for Zstd<R> {
 /// # Errors
 /// When it cannot be opened, or not read.
 pub fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
-    let mut file: Box<dyn Read + Send> = if path == Path::new("-") {
-        Box::new(io::stdin())
-    } else {
-        Box::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
-    };
+    if path == Path::new("-") {
+        return unpacked(io::stdin(), path);
+    }
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    unpacked(file, path)
+}
+
+/// The text of what is open already; `name` is for messages.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn unpacked(mut file: impl Read + Send + 'static, name: &Path) -> Result<Box<dyn Read + Send>> {
     let mut head = Vec::new();
     (&mut file)
         .take(6)
         .read_to_end(&mut head)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+        .with_context(|| format!("cannot read {}", name.display()))?;
     let packing = Packing::of_head(&head);
     let file = io::Cursor::new(head).chain(file);
     match packing {
         None => Ok(Box::new(file)),
         Some(packing) => packing
             .unpack(file)
-            .with_context(|| format!("cannot unpack {}", path.display())),
+            .with_context(|| format!("cannot unpack {}", name.display())),
     }
 }
 
