@@ -365,7 +365,7 @@ impl Watch {
         let efforts = [
             window.effort_since(clock),
             window.effort_since(clock.saturating_sub(9)),
-            window.effort(),
+            window.effort_since(0),
             habits.effort().into(),
         ];
         let caps = *self.population.caps();
