@@ -989,6 +989,12 @@ impl Engine {
 
     /// All traffic together: an alarm that is raised once and cleared once, never a ban.
     fn watch_site(&mut self, now: Timestamp) {
+        // A clock that was set back must not keep the alarm standing until it is as late again.
+        if let Some(alarm) = &mut self.alarm {
+            alarm.since = alarm.since.min(now);
+            alarm.flagged = alarm.flagged.min(now);
+        }
+        self.aftermath = self.aftermath.map(|ended| ended.min(now));
         let finding = self.site_finding(now);
         match (finding, self.alarm) {
             (Some(_), Some(alarm)) => {
