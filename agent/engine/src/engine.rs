@@ -386,7 +386,10 @@ impl Engine {
         while self.now.secs() < now.secs() {
             let next = self.now.secs() + 1;
             // Nobody is watched any more: what is left is that bans end, and the hours change.
-            let is_quiet = self.clients.is_empty() && self.site.requests() == 0;
+            let is_quiet = self.clients.is_empty()
+                && self.site.requests() == 0
+                && self.alarm.is_none()
+                && self.aftermath.is_none();
             let stride = if is_quiet { self.next_change() } else { next };
             self.tick(Timestamp::from_secs(stride.clamp(next, now.secs())));
         }
@@ -395,7 +398,8 @@ impl Engine {
     /// The next second at which something changes although nobody comes.
     fn next_change(&self) -> u64 {
         let minute = self.now.secs() + u64::from(self.settings.baseline.recompute_secs);
-        let end = self.ledger.next_end().map(|end| end.secs() + 1);
+        let end = self.ledger.next_end();
+        let end = end.map(|end| end.millis().div_ceil(1000));
         end.map_or(minute, |end| end.min(minute))
     }
 
