@@ -574,9 +574,12 @@ impl Engine {
             self.watch_site(self.now);
             self.watch_attack(self.now);
         }
-        let watch = &mut self.watch;
+        let (watch, ledger) = (&mut self.watch, &self.ledger);
         self.clients.sweep(second, window, |subject, client| {
-            watch.gone(subject, client, second);
+            let offences = ledger.offences(subject);
+            if offences.is_none_or(|offences| offences.count == 0) {
+                watch.gone(subject, client, second);
+            }
         });
     }
 
@@ -872,10 +875,15 @@ impl Engine {
             // Whoever of it is known and not banned behaves, if they did not come with an attack.
             let watch = &self.watch;
             let has_regulars = match prefix.net() {
-                IpNet::V4(net) => watch.has_regulars_in(net),
+                IpNet::V4(net) => {
+                    watch.has_regulars_in(net, |host| self.ledger.get(host).is_none())
+                }
                 IpNet::V6(_) => false,
             };
-            let is_spared = |subject, client: &Client| watch.is_spared(subject, client);
+            // What was refused lately is on record here, too, and behaves as little as what was banned.
+            let is_spared = |subject: Subject, client: &Client| {
+                client.refusal_told_until <= now && watch.is_spared(subject, client)
+            };
             if !is_banned && !has_regulars && !self.clients.has_any_in(prefix, is_spared) {
                 let finding = Finding {
                     value: members as f64,
