@@ -205,6 +205,24 @@ mod tests {
     }
 
     #[test]
+    fn each_peak_lies_below_the_top_of_its_level_and_above_that_of_the_one_before() {
+        assert_eq!(
+            [level(0.0), level(1.0), level(2.0), level(4.0)],
+            [0, 0, 4, 8]
+        );
+        for peak in 1..=16_383_u32 {
+            let peak = f64::from(peak);
+            let level = level(peak);
+            assert!(peak < top_of(level), "{peak}");
+            assert!(
+                level == 0 || peak >= top_of(level - 1) * (1.0 - 1e-12),
+                "{peak}"
+            );
+        }
+        assert_eq!(level(65_535.0), LEVELS - 1);
+    }
+
+    #[test]
     fn caps_rise_by_half_an_hour_at_most() {
         let mut population = Population::new(&settings());
         (0..100).for_each(|_| population.learn([500, 500, 500, 500]));

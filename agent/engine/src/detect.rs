@@ -164,7 +164,7 @@ impl fmt::Display for Finding {
             )?,
             Test::Cap => write!(
                 f,
-                "{:.0} requests' worth in {} s > {:.0}",
+                "{:.1} requests' worth in {} s > {:.1}",
                 self.value, self.window_secs, self.threshold
             )?,
             Test::Failures => write!(

@@ -391,7 +391,10 @@ impl Engine {
         while self.now.secs() < now.secs() {
             let next = self.now.secs() + 1;
             // Nobody is watched any more: what is left is that bans end, and the hours change.
-            let is_quiet = self.clients.is_empty() && self.site.requests() == 0;
+            let is_quiet = self.clients.is_empty()
+                && self.site.requests() == 0
+                && self.alarm.is_none()
+                && self.aftermath.is_none();
             let stride = if is_quiet { self.next_change() } else { next };
             self.tick(Timestamp::from_secs(stride.clamp(next, now.secs())));
         }
@@ -400,7 +403,8 @@ impl Engine {
     /// The next second at which something changes although nobody comes.
     fn next_change(&self) -> u64 {
         let minute = self.now.secs() + u64::from(self.settings.baseline.recompute_secs);
-        let end = self.ledger.next_end().map(|end| end.secs() + 1);
+        let end = self.ledger.next_end();
+        let end = end.map(|end| end.millis().div_ceil(1000));
         end.map_or(minute, |end| end.min(minute))
     }
 
@@ -576,9 +580,12 @@ impl Engine {
             self.watch_site(self.now);
             self.watch_attack(self.now);
         }
-        let watch = &mut self.watch;
+        let (watch, ledger) = (&mut self.watch, &self.ledger);
         self.clients.sweep(second, window, |subject, client| {
-            watch.gone(subject, client, second);
+            let offences = ledger.offences(subject);
+            if offences.is_none_or(|offences| offences.count == 0) {
+                watch.gone(subject, client, second);
+            }
         });
     }
 
@@ -874,10 +881,15 @@ impl Engine {
             // Whoever of it is known and not banned behaves, if they did not come with an attack.
             let watch = &self.watch;
             let has_regulars = match prefix.net() {
-                IpNet::V4(net) => watch.has_regulars_in(net),
+                IpNet::V4(net) => {
+                    watch.has_regulars_in(net, |host| self.ledger.get(host).is_none())
+                }
                 IpNet::V6(_) => false,
             };
-            let is_spared = |subject, client: &Client| watch.is_spared(subject, client);
+            // What was refused lately is on record here, too, and behaves as little as what was banned.
+            let is_spared = |subject: Subject, client: &Client| {
+                client.refusal_told_until <= now && watch.is_spared(subject, client)
+            };
             if !is_banned && !has_regulars && !self.clients.has_any_in(prefix, is_spared) {
                 let finding = Finding {
                     value: members as f64,
@@ -996,6 +1008,12 @@ impl Engine {
 
     /// All traffic together: an alarm that is raised once and cleared once, never a ban.
     fn watch_site(&mut self, now: Timestamp) {
+        // A clock that was set back must not keep the alarm standing until it is as late again.
+        if let Some(alarm) = &mut self.alarm {
+            alarm.since = alarm.since.min(now);
+            alarm.flagged = alarm.flagged.min(now);
+        }
+        self.aftermath = self.aftermath.map(|ended| ended.min(now));
         let finding = self.site_finding(now);
         match (finding, self.alarm) {
             (Some(_), Some(alarm)) => {

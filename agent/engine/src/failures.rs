@@ -166,3 +166,150 @@ impl Series {
         self.failures > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            score: 13.8,
+            floor_refused: 0.02,
+            floor_missing: 0.05,
+            half_life_secs: 75.0,
+            distinct: 10,
+        }
+    }
+
+    /// The definition: the score is the largest sum of faded steps over all answers from some one on to the newest, or nothing;
+    /// what is counted begins where that sum does. Returns score, answers, failures, refused, and different paths.
+    fn by_definition(
+        all: &[(Answer, Option<u32>, u32)],
+        normal: (f64, f64),
+    ) -> (f64, usize, usize, usize, usize) {
+        let (refused, missing) = (normal.0.max(0.02), normal.1.max(0.05));
+        let step = |answer| match answer {
+            Answer::Refused => (0.6 / refused).ln(),
+            Answer::Missing => (0.8 / missing).ln(),
+            _ => (0.4 / (1.0 - refused)).ln(),
+        };
+        let Some((_, _, now)) = all.last() else {
+            return (0.0, 0, 0, 0, 0);
+        };
+        let mut sum = 0.0;
+        let mut best = (0.0, all.len());
+        for (place, (answer, _, at)) in all.iter().enumerate().rev() {
+            sum += step(*answer) * (-f64::from(now - at) / 75.0).exp2();
+            if sum >= best.0 {
+                best = (sum, place);
+            }
+        }
+        let counted = &all[best.1..];
+        let failed = || {
+            counted
+                .iter()
+                .filter(|(answer, ..)| *answer != Answer::Fine)
+        };
+        let paths: std::collections::BTreeSet<_> =
+            failed().filter_map(|(_, path, _)| *path).collect();
+        let refused = failed()
+            .filter(|(answer, ..)| *answer == Answer::Refused)
+            .count();
+        (
+            best.0,
+            counted.len(),
+            failed().count(),
+            refused,
+            paths.len(),
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, rng_seed: prop::test_runner::RngSeed::Fixed(1954), ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_score_is_that_of_the_definition(
+            answers in prop::collection::vec((0_u8..10, prop::option::of(0_u32..40), 0_u32..30), 1..150),
+            normal in (0.0..0.2, 0.0..0.2),
+            letting_in in 0_u8..8,
+        ) {
+            let (mut series, mut all, mut now) = (Series::default(), Vec::new(), 1000);
+            for (kind, path, pass) in answers {
+                let answer = match kind {
+                    9 => Answer::Neither,
+                    kind if kind < letting_in => Answer::Fine,
+                    kind if kind % 2 == 0 => Answer::Refused,
+                    _ => Answer::Missing,
+                };
+                now += pass;
+                let verdict = series.add(&settings(), answer, path, now, normal);
+                if answer == Answer::Neither {
+                    prop_assert_eq!(verdict, None);
+                    continue;
+                }
+                all.push((answer, path, now));
+                let (score, counted, failures, refused, distinct) = by_definition(&all, normal);
+                prop_assert!((f64::from(series.score) - score).abs() < 1e-3 * score.max(1.0), "{} {}", series.score, score);
+                // Sums that are next to nothing begin anew or not by the last digit.
+                if score > 1e-3 {
+                    prop_assert_eq!((series.answers as usize, series.failures as usize), (counted, failures));
+                    prop_assert_eq!(series.paths.len(), distinct.min(16));
+                }
+                let is_broad = if path.is_some() { distinct.min(16) >= 10 } else { failures >= 20 };
+                let is_guesser = 4 * refused >= 3 * failures || is_broad;
+                if (score - 13.8).abs() > 0.02 {
+                    prop_assert_eq!(verdict.is_some(), answer != Answer::Fine && score > 13.8 && is_guesser);
+                }
+                if let Some(verdict) = verdict {
+                    prop_assert_eq!((verdict.answers as usize, verdict.failures as usize), (counted, failures));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_the_site_itself_fails_nothing_is_held_against_anybody() {
+        let flagged = |share: f64, answer| {
+            let mut series = Series::default();
+            (0..100).any(|n| {
+                series
+                    .add(&settings(), answer, Some(n), 1000, (share, share))
+                    .is_some()
+            })
+        };
+        for answer in [Answer::Refused, Answer::Missing] {
+            assert!(flagged(0.24, answer));
+            assert!(!flagged(0.25, answer));
+        }
+    }
+
+    #[test]
+    fn with_no_score_to_reach_the_test_is_off() {
+        let off = Settings {
+            score: 0.0,
+            ..settings()
+        };
+        let mut series = Series::default();
+        assert!((0..100).all(|n| {
+            series
+                .add(&off, Answer::Refused, Some(n), 1000, (0.0, 0.0))
+                .is_none()
+        }));
+    }
+
+    #[test]
+    fn a_late_line_neither_fades_the_score_nor_turns_back_its_time() {
+        let mut series = Series::default();
+        let mut add = |at| {
+            series.add(&settings(), Answer::Refused, None, at, (0.0, 0.0));
+            f64::from(series.score)
+        };
+        let step = 30_f64.ln();
+        assert!((add(1000) - step).abs() < 1e-5);
+        assert!((add(990) - 2.0 * step).abs() < 1e-5);
+        assert!((add(1000) - 3.0 * step).abs() < 1e-5);
+        assert!((add(1075) - 2.5 * step).abs() < 1e-5);
+    }
+}

@@ -241,3 +241,105 @@ impl Habits {
         fine >= 5 && fine >= self.failed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{parse::Target, time::Timestamp};
+
+    fn request(path: u32, kind: TargetKind) -> Record {
+        Record {
+            target: Some(Target { path, kind }),
+            ..Record::new(Timestamp::from_secs(1000), [192, 0, 2, 1].into(), 200)
+        }
+    }
+
+    #[test]
+    fn what_it_asks_for_is_told_in_shares() {
+        let mut habits = Habits::new(1000, false);
+        for n in 0..10 {
+            habits.note(&request(n % 2, TargetKind::Page), 1000, n > 4);
+            (0..3).for_each(|_| {
+                habits.note(&request(9, TargetKind::Asset), 1000, false);
+            });
+        }
+        let manner = habits.manner();
+        assert_eq!(
+            (
+                manner.requests,
+                manner.with_pages,
+                manner.known,
+                manner.lead
+            ),
+            (40, 0.75, 0.5, 0.0)
+        );
+    }
+
+    #[test]
+    fn the_newest_three_lines_are_kept() {
+        let mut habits = Habits::default();
+        for offset in 0..5 {
+            habits.note(&request(1, TargetKind::Page), 1000, false);
+            habits.sample(Place { log: 0, offset });
+            let kept: Vec<_> = habits.samples().iter().map(|place| place.offset).collect();
+            let expected: Vec<_> = (0..=offset).rev().take(3).collect();
+            assert_eq!(kept, expected);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, rng_seed: prop::test_runner::RngSeed::Fixed(1954), ..ProptestConfig::default() })]
+
+        /// Against the definition: all that was added, of the ten windows (from the epoch on) that end with the newest.
+        #[test]
+        fn effort_is_that_of_the_last_ten_windows(
+            window in 1_u32..70,
+            steps in prop::collection::vec((prop_oneof![8 => 0_u32..30, 1 => 0_u32..2000], 0_u32..100, 0_u32..50), 1..200),
+        ) {
+            let (mut habits, mut all, mut now) = (Habits::default(), Vec::new(), 1_700_000_000);
+            for (pass, back, effort) in steps {
+                now += pass;
+                habits.add(now, window, 0);
+                habits.add(now - back, window, effort);
+                all.push((now - back, effort));
+                let inside = all.iter().filter(|(second, _)| now / window - second / window < SLICES);
+                prop_assert_eq!(habits.effort(), inside.map(|(_, effort)| effort).sum::<u32>());
+            }
+        }
+
+        /// What the vote promises: no page outweighs all others by more than the lead, and the favourite was asked for that often.
+        #[test]
+        fn the_lead_is_bounded_by_true_counts(pages in prop::collection::vec(prop_oneof![2 => Just(1_u32), 1 => 0_u32..6], 1..500)) {
+            let (mut habits, mut counts) = (Habits::default(), BTreeMap::new());
+            for (all, path) in (1_i64..).zip(pages) {
+                habits.note(&request(path, TargetKind::Page), 1000, false);
+                *counts.entry(path).or_insert(0_i64) += 1;
+                let lead = i64::from(habits.lead);
+                for (path, count) in &counts {
+                    let most = if *path == habits.favourite { lead } else { -lead };
+                    prop_assert!(2 * count - all <= most.max(0), "{path} {habits:?}");
+                }
+                prop_assert!(lead <= counts.get(&habits.favourite).copied().unwrap_or(0));
+            }
+        }
+
+        #[test]
+        fn shares_stay_shares_however_long_it_goes_on(kinds in prop::collection::vec((0_u32..3, any::<bool>(), any::<bool>()), 500..1200)) {
+            let mut habits = Habits::default();
+            for (path, is_page, is_known) in kinds {
+                let kind = if is_page { TargetKind::Page } else { TargetKind::Asset };
+                habits.note(&request(path, kind), 1000, is_known);
+                let manner = habits.manner();
+                prop_assert!(manner.requests <= MEMORY);
+                for share in [manner.with_pages, manner.known, manner.lead, manner.failed] {
+                    // Halves are rounded down.
+                    prop_assert!((0.0..=1.02).contains(&share), "{manner:?}");
+                }
+            }
+        }
+    }
+}

@@ -55,11 +55,17 @@ impl Paths {
         }
         let is_known = place.minute != 0 && place.first == 0;
         if !is_known || is_old(place.minute, minute, FORGET_MINS) {
+            // That it has failed is known still.
+            let before = if place.path == path {
+                *place
+            } else {
+                Place::default()
+            };
             *place = Place {
                 path,
                 minute,
                 first: client,
-                ..Place::default()
+                ..before
             };
         }
         false
@@ -74,10 +80,9 @@ impl Paths {
             if is_known && !is_old(place.minute, minute, FORGET_MINS) {
                 return;
             }
+            // Nobody has found it.
             *place = Place {
                 path,
-                minute,
-                first: client,
                 ..Place::default()
             };
         }
@@ -111,4 +116,61 @@ fn minute_of(second: u64) -> u32 {
 
 const fn is_old(minute: u32, now: u32, least: u32) -> bool {
     now.abs_diff(minute) >= least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000;
+
+    #[test]
+    fn a_path_is_known_once_somebody_else_has_found_it() {
+        let mut paths = Paths::default();
+        assert!(!paths.found(7, 1, NOW));
+        assert!(!paths.found(7, 1, NOW), "the same one");
+        assert!(paths.found(7, 2, NOW));
+        assert!(paths.found(7, 1, NOW));
+        // For a day.
+        let day = 86_400;
+        assert!(paths.found(7, 3, NOW + day - 60));
+        assert!(!paths.found(7, 3, NOW + 2 * day));
+    }
+
+    #[test]
+    fn who_was_told_that_a_path_is_not_there_has_not_found_it() {
+        let mut paths = Paths::default();
+        paths.failed(7, 1, NOW);
+        assert!(!paths.found(7, 2, NOW));
+        assert!(paths.found(7, 1, NOW));
+    }
+
+    #[test]
+    fn a_path_is_broken_once_two_who_behave_have_failed_there_and_for_an_hour() {
+        let mut paths = Paths::default();
+        paths.failed(7, 1, NOW);
+        paths.failed(7, 1, NOW);
+        assert!(!paths.is_broken(7, NOW), "one voice");
+        // It is found in between.
+        paths.found(7, 3, NOW);
+        paths.failed(7, 2, NOW);
+        assert!(paths.is_broken(7, NOW + 3500));
+        assert!(!paths.is_broken(8, NOW));
+        assert!(!paths.is_broken(7, NOW + 3700));
+        paths.failed(7, 2, NOW + 3700);
+        assert!(!paths.is_broken(7, NOW + 3700), "one voice again");
+    }
+
+    #[test]
+    fn words_of_one_client_s_own_give_way_and_what_two_have_found_does_not() {
+        let mut paths = Paths::default();
+        let (ours, theirs) = (7, 7 + u32::try_from(PLACES).unwrap());
+        paths.found(theirs, 1, NOW);
+        paths.found(ours, 2, NOW);
+        assert!(paths.found(ours, 3, NOW));
+        paths.found(theirs, 1, NOW);
+        paths.failed(theirs, 1, NOW);
+        assert!(paths.found(ours, 2, NOW));
+        assert!(!paths.found(theirs, 4, NOW));
+    }
 }

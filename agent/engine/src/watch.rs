@@ -19,6 +19,7 @@ use crate::{
     paths::{self, Paths},
     regulars::Regulars,
     subject::Subject,
+    time::Timestamp,
     window::Window,
 };
 
@@ -180,16 +181,20 @@ impl Watch {
         }
     }
 
-    /// Has somebody of an IPv4 network been here before?
-    pub fn has_regulars_in(&self, prefix: Ipv4Net) -> bool {
+    /// Has somebody of an IPv4 network been here before, of those who `counts`?
+    pub fn has_regulars_in(&self, prefix: Ipv4Net, counts: impl Fn(Subject) -> bool) -> bool {
         let hosts = prefix.network().to_bits()..=prefix.broadcast().to_bits();
         hosts
             .map(|bits| Subject::of_client(Ipv4Addr::from(bits).into()))
-            .any(|host| self.regulars.contains(host))
+            .any(|host| self.regulars.contains(host) && counts(host))
     }
 
-    /// A client has gone that nothing is held against.
+    /// A client has gone. If nothing was held against it, it was a regular one: what was flagged and could not be banned, be it a
+    /// client or a network, teaches nothing.
     pub fn gone(&mut self, subject: Subject, client: &Client, now: u64) {
+        if client.refusal_told_until > Timestamp::default() {
+            return;
+        }
         self.regulars.add(subject, now);
         let peaks = client
             .habits
