@@ -455,6 +455,10 @@ impl Agent {
 
     fn batch(&mut self, batch: Batch) {
         self.engine.feed(self.reading.feed(&batch));
+        // One without lines only says how far reading is.
+        if !batch.piece.bytes.is_empty() {
+            self.engine.log(&batch.log);
+        }
         let mut lines = batch.piece.lines();
         loop {
             let group = self.reading.take(&batch, &mut lines, &self.counters);

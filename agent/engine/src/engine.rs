@@ -63,6 +63,15 @@ pub enum Proxied {
     Ban,
 }
 
+/// A line of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// What it says, without its end.
+    pub text: &'a [u8],
+    /// The byte of its log at which it begins.
+    pub offset: u64,
+}
+
 /// How lines were come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feed {
@@ -341,18 +350,21 @@ impl Engine {
     /// Takes in lines of the log. Those that cannot be read are counted and given to `malformed`, with the reason.
     pub fn lines<'a>(
         &mut self,
-        lines: &[&'a [u8]],
+        lines: &[Line<'a>],
         now: Timestamp,
         mut malformed: impl FnMut(&'a [u8], Malformed),
     ) {
         for group in lines.chunks(GROUP) {
             let mut records = [None; GROUP];
             for (line, record) in group.iter().zip(&mut records) {
-                match self.settings.format.read(line) {
-                    Ok(read) => *record = Some((read, Subject::of_client(read.client))),
+                match self.settings.format.read(line.text) {
+                    Ok(mut read) => {
+                        read.offset = line.offset;
+                        *record = Some((read, Subject::of_client(read.client)));
+                    }
                     Err(problem) => {
                         self.totals.malformed += u64::from(!self.feed.again);
-                        malformed(line, problem);
+                        malformed(line.text, problem);
                     }
                 }
             }

@@ -26,7 +26,7 @@ mod watch;
 pub mod window;
 
 pub use command::{Command, Event, Outcome};
-pub use engine::{Engine, Feed, Proxied, Refusal, Saved, Settings, Snapshot};
+pub use engine::{Engine, Feed, Line, Proxied, Refusal, Saved, Settings, Snapshot};
 pub use ledger::{Ban, Gate, Origin, Term};
 pub use subject::Subject;
 pub use time::Timestamp;
