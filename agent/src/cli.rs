@@ -1,6 +1,7 @@
 //! The command line: what is typed, and what is printed.
 
 mod drops;
+mod explain;
 mod lines;
 mod replay;
 mod show;
@@ -65,6 +66,11 @@ enum Verb {
     Status(Ask),
     /// List the bans that stand, newest first, with their evidence and packet counts
     Bans(Ask),
+    /// Say in words why somebody is banned, or is not, and how far from it
+    ///
+    /// The test that flagged, what it was held against, and where the lines are that it rests on; without a ban, how far it is from
+    /// every threshold now, what is on its account, and what keeps it from being banned. An IPv6 address is explained as its /64.
+    Explain(Explain),
     /// Follow packets of banned sources as they come in: a sample of them, see `enforce.sample_one_in`
     Drops(Drops),
     /// Ban an address or a prefix
@@ -180,6 +186,17 @@ enum ModeArg {
 
 #[derive(Debug, Args)]
 struct Ask {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Explain {
+    /// `192.0.2.1`, `2001:db8::1`, `192.0.2.0/24` …
+    subject: Subject,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -307,6 +324,16 @@ pub fn main() -> ExitCode {
                 show::bans(bans)
             })
         }
+        Verb::Explain(Explain {
+            subject,
+            json,
+            reach,
+        }) => ask(
+            &reach.socket,
+            &Request::Explain { subject },
+            json,
+            explain::words,
+        ),
         Verb::Drops(Drops {
             count,
             all,

@@ -18,6 +18,7 @@ use crate::{
     command::{Action, Change, Command, Event, Outcome},
     cusum::Cusum,
     detect::{self, Finding, Sample, Test},
+    explain::{self, Explanation, Spared, SparedBy},
     habits::{Habits, Place},
     ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term},
     parse::{Format, Malformed, Record},
@@ -759,6 +760,79 @@ impl Engine {
     #[must_use]
     pub fn ban_of(&self, subject: Subject) -> Option<&Ban> {
         self.ledger.get(subject)
+    }
+
+    /// What is known of a subject.
+    #[must_use]
+    pub fn explain(&self, asked: Subject) -> Explanation {
+        // A single address may be banned by an operator, but it is counted with its client.
+        let is_address = asked.net().prefix_len() == asked.net().max_prefix_len();
+        let subject = if is_address {
+            Subject::of_client(asked.net().addr())
+        } else {
+            asked
+        };
+        let of = explain::Of {
+            settings: &self.settings.detect,
+            normal: self.baseline.normal(),
+            watch: &self.watch,
+            clock: self.clock.unwrap_or(self.now.secs()),
+        };
+        let client = self.clients.get(subject).and_then(|client| {
+            let told = client.refusal_told_until;
+            let refused = (told > self.now).then(|| {
+                let silence = u64::try_from(REFUSAL_SILENCE.as_millis()).unwrap_or(0);
+                Timestamp::from_millis(told.millis().saturating_sub(silence))
+            });
+            let places = client.habits.as_deref().map(Habits::samples);
+            of.known(client, refused, samples(&self.logs, places))
+        });
+        let inside = |ban: &&Ban| asked.covers(ban.subject) && ban.subject != asked;
+        let (next_tier, next) = self.ledger.next_step(subject);
+        Explanation {
+            asked,
+            subject,
+            time: self.now,
+            bans: self.ledger.around(asked).cloned().collect(),
+            bans_inside: if is_address {
+                0
+            } else {
+                self.ledger.bans().filter(inside).count()
+            },
+            offences: self.ledger.offences(subject),
+            next_tier,
+            next_secs: explain::secs(next),
+            spared: self.spared_by(subject),
+            is_regular: subject.is_client() && self.watch.is_regular(subject),
+            client,
+            normal: *self.baseline.normal(),
+            alarm_since: self.alarm.map(|alarm| alarm.since),
+            is_attacked: self.watch.is_attacked(),
+        }
+    }
+
+    /// What keeps a subject from being banned; what covers it before what covers a part of it.
+    fn spared_by(&self, subject: Subject) -> Option<Spared> {
+        let whole = self.allowed(subject);
+        let part = || {
+            self.spared()
+                .find(|entry| Subject::of_net(*entry).overlaps(subject))
+        };
+        let entry = whole.or_else(part)?;
+        let is_seen = entry.prefix_len() == entry.max_prefix_len()
+            && self.proxies.contains(&entry.addr())
+            && !self.settings.allow.contains(&entry);
+        Some(Spared {
+            entry,
+            by: if is_seen {
+                SparedBy::SeenProxy
+            } else if self.settings.proxies.contains(&entry) {
+                SparedBy::Proxy
+            } else {
+                SparedBy::Allowlist
+            },
+            is_whole: whole.is_some(),
+        })
     }
 
     /// Who is never banned.
