@@ -73,6 +73,8 @@ pub enum Test {
     OnePage,
     /// In attack mode: a newcomer that asks for pages that nobody else has found.
     InventedPages,
+    /// In attack mode: a newcomer that asks for many pages and nothing that comes with them.
+    BarePages,
     /// Several members of a prefix have been banned.
     Members,
 }
@@ -178,6 +180,11 @@ impl fmt::Display for Finding {
             Test::InventedPages => write!(
                 f,
                 "new during the site's alarm, {} requests for pages that nobody else has found",
+                self.requests
+            )?,
+            Test::BarePages => write!(
+                f,
+                "new during the site's alarm, {} requests for pages and nothing that comes with them",
                 self.requests
             )?,
             Test::Members => write!(

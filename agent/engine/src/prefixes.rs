@@ -10,7 +10,7 @@ use crate::{subject::Subject, time::Timestamp};
 const MAX_NETWORKS: usize = 16_384;
 /// A network in which nobody was banned for so long is forgotten.
 const FORGET_SECS: u64 = 3600;
-/// A network that could not be banned is not looked at again for so long.
+/// An IPv4 network is not banned before so long after its first member was, and no network looked at again for so long.
 const PAUSE_SECS: u64 = 60;
 /// Prefix lengths, and by how much more members each asks for.
 const V4: [(u8, u32); 1] = [(24, 1)];
@@ -18,6 +18,8 @@ const V6: [(u8, u32); 2] = [(56, 1), (48, 2)];
 
 #[derive(Debug)]
 struct Network {
+    /// When the first of them was banned.
+    since: Timestamp,
     members: BTreeSet<Subject>,
     newest: Timestamp,
     looked: Timestamp,
@@ -45,12 +47,14 @@ impl Prefixes {
                 continue;
             };
             let network = self.networks.entry(prefix).or_insert(Network {
+                since: now,
                 members: BTreeSet::new(),
                 newest: now,
                 looked: Timestamp::from_secs(0),
             });
             if now.since(network.newest).as_secs() >= FORGET_SECS {
                 network.members.clear();
+                network.since = now;
             }
             self.stillest.remove(&(network.newest, prefix));
             self.stillest.insert((now, prefix));
@@ -60,7 +64,12 @@ impl Prefixes {
             if network.members.len() < 4 * least {
                 network.members.insert(client);
             }
-            if network.members.len() >= least && now.since(network.looked).as_secs() >= PAUSE_SECS {
+            // An IPv4 network has many masters: those who behave have had the time to be seen.
+            let is_ripe = client.is_v6() || now.since(network.since).as_secs() >= PAUSE_SECS;
+            if is_ripe
+                && network.members.len() >= least
+                && now.since(network.looked).as_secs() >= PAUSE_SECS
+            {
                 network.looked = now;
                 full.push((prefix, network.members.len()));
             }
@@ -96,12 +105,17 @@ mod tests {
         for client in ["192.0.2.1", "192.0.2.2", "192.0.2.2", "198.51.100.1"] {
             assert!(noted(&mut prefixes, client, NOW).is_empty(), "{client}");
         }
-        assert_eq!(noted(&mut prefixes, "192.0.2.3", NOW), ["192.0.2.0/24 3"]);
         assert!(
-            noted(&mut prefixes, "192.0.2.4", NOW).is_empty(),
-            "not again at once"
+            noted(&mut prefixes, "192.0.2.3", NOW).is_empty(),
+            "not at once"
         );
         let later = NOW + Duration::from_secs(60);
+        assert_eq!(noted(&mut prefixes, "192.0.2.3", later), ["192.0.2.0/24 3"]);
+        assert!(
+            noted(&mut prefixes, "192.0.2.4", later).is_empty(),
+            "not again at once"
+        );
+        let later = later + Duration::from_secs(60);
         assert_eq!(noted(&mut prefixes, "192.0.2.5", later), ["192.0.2.0/24 5"]);
         let much_later = later + Duration::from_secs(3600);
         assert!(noted(&mut prefixes, "192.0.2.6", much_later).is_empty());

@@ -24,6 +24,8 @@ use crate::{
 
 /// Habits are kept of clients with so many requests in the window, or one that failed; with one less while the site is attacked.
 const HABITS_FROM: u64 = 3;
+/// What people do now and then, too, asks for so many times the requests: some load no images, and some find what nobody else does.
+const MANY: f64 = 4.0;
 /// What newcomers do is counted over so many of their requests.
 const NEWCOMERS_MEMORY: u64 = 1024;
 /// Half of what is known of others' answers is gone after so many seconds.
@@ -83,7 +85,8 @@ struct Attack {
     newcomers_from: u64,
     /// Requests of newcomers.
     of_newcomers: u64,
-    /// Of these for pages that nobody else has found, and again for the same page.
+    /// Of these for what comes with pages, for pages that nobody else has found, and again for the same page.
+    with_pages: u64,
     invented: u64,
     again: u64,
 }
@@ -91,7 +94,12 @@ struct Attack {
 impl Attack {
     fn note(&mut self, habits: &Habits, noted: Noted, is_known: bool) {
         if self.of_newcomers >= NEWCOMERS_MEMORY {
-            for count in [&mut self.of_newcomers, &mut self.invented, &mut self.again] {
+            for count in [
+                &mut self.of_newcomers,
+                &mut self.with_pages,
+                &mut self.invented,
+                &mut self.again,
+            ] {
                 *count /= 2;
             }
         }
@@ -99,6 +107,7 @@ impl Attack {
             return;
         }
         self.of_newcomers += 1;
+        self.with_pages += u64::from(!noted.is_page);
         self.invented += u64::from(noted.is_page && !is_known);
         self.again += u64::from(noted.is_page && !noted.is_fresh);
     }
@@ -432,11 +441,17 @@ impl Watch {
             && lead >= 0.6
             && pages >= if site_loads_pages { least } else { 1.3 * least };
         let is_invented =
-            attack.is_what_they_do(attack.invented, 8) && known <= 0.2 && pages >= 3.0 * least;
+            attack.is_what_they_do(attack.invented, 8) && known <= 0.2 && pages >= MANY * least;
+        let is_bare = site_loads_pages
+            && attack.is_what_they_do(attack.of_newcomers - attack.with_pages, 8)
+            && with_pages <= 0.02
+            && pages >= MANY * least;
         let test = if is_one_page {
             Test::OnePage
         } else if is_invented {
             Test::InventedPages
+        } else if is_bare {
+            Test::BarePages
         } else {
             return None;
         };
