@@ -233,6 +233,11 @@ fn cause(finding: &Finding) -> String {
              {limit} on it is judged by how it asks",
             count(*requests, "request")
         ),
+        Test::BarePages => format!(
+            "while the site was attacked it came, new, and asked for pages and for nothing of what browsers load with them: \
+             {value:.0} in {}; from {limit} on it is judged by how it asks",
+            count(*requests, "request")
+        ),
         Test::Members => format!(
             "{value:.0} of its members are banned, and nobody in it behaves; from {limit} on all of it is"
         ),

@@ -175,7 +175,7 @@ fn every_test_has_words() {
         change(&mut found);
         cause(&found)
     };
-    let all: [(_, fn(&mut Finding), _); 9] = [
+    let all: [(_, fn(&mut Finding), _); 10] = [
         (
             Test::ZScore,
             |found| (found.surge, found.errors) = (true, 200),
@@ -218,6 +218,11 @@ fn every_test_has_words() {
             Test::InventedPages,
             |found| found.value = 22.0,
             "pages that nobody else has found: 22 in 258 requests",
+        ),
+        (
+            Test::BarePages,
+            |found| found.value = 22.0,
+            "for nothing of what browsers load with them: 22 in 258 requests",
         ),
         (
             Test::Members,
