@@ -2,6 +2,7 @@
 
 mod drops;
 mod explain;
+mod learn;
 mod lines;
 mod replay;
 mod show;
@@ -32,6 +33,7 @@ use crate::{
         self, Enforcer as _, Mode,
         xdp::{Flavour, Options, Xdp},
     },
+    host,
     replay::{
         Plan,
         report::{Facts, Report},
@@ -98,6 +100,12 @@ enum Verb {
     /// of the warm-up. Needs no rights but to read the files, and changes nothing. Addresses of this host are banned like any other
     /// here: name those that must not be in bans.allow.
     Replay(Replay),
+    /// Learn what is normal from logs that were written, so that the first start knows it already
+    ///
+    /// Reads as `replay` does, and keeps what it learns (hours of the day, what single clients do, the recent past) where the agent
+    /// looks for it: state.dir. Attacks in the logs teach nothing, and no ban or offence comes of them. What is known stays: newer
+    /// lines add to it, and older ones teach only hours of which nothing is known. The agent must not run meanwhile.
+    Learn(Learn),
     /// Check a configuration file, and say everything that is wrong with it
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
@@ -157,6 +165,22 @@ struct Replay {
     /// Write a page with plots of traffic, clients and bans there, for a browser
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Args)]
+struct Learn {
+    /// Logs, also packed (gzip, zstd, xz); `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// A key of the configuration and its value, in place of what the file says, such as `state.dir=/tmp/p`; may be given several
+    /// times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+    /// In place of source.format: auto, json, combined or a `log_format` of Nginx
+    #[arg(long)]
+    format: Option<String>,
     #[command(flatten)]
     configured: Configured,
 }
@@ -370,6 +394,7 @@ pub fn main() -> ExitCode {
         Verb::Detach(configured) => detach(&configured),
         Verb::Lines(lines) => read_lines(&lines),
         Verb::Replay(replay) => replayed(replay),
+        Verb::Learn(wanted) => learnt(wanted),
         Verb::Config => print(&config::documentation()),
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
@@ -504,6 +529,30 @@ fn replayed(wanted: Replay) -> Result<(), Failure> {
         Err(error) if is_broken_pipe(&error) => Ok(()),
         result => Ok(result?),
     }
+}
+
+fn learnt(wanted: Learn) -> Result<(), Failure> {
+    let mut settings = wanted.settings;
+    let format = wanted.format.as_deref();
+    settings.extend(format.map(|text| Setting::text("--format", "source.format", text)));
+    let Adjusted { config, .. } = adjusted(&wanted.configured, &settings)?;
+    let mut engine = config.engine;
+    if config.allow_host {
+        engine
+            .allow
+            .extend(host::protected().into_iter().map(|(net, _)| net));
+    }
+    let plan = Plan {
+        files: wanted.files,
+        format: config.source.format,
+        max_line: config.source.limits.max_line,
+        settings: engine,
+    };
+    let _log = log();
+    let (store, contents) = Store::open(&config.state_dir).map_err(busy)?;
+    let known = contents.saved.baseline;
+    let summary = learn::learn(&plan, known, &store, &config.state_dir)?;
+    print(&summary)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -4,6 +4,7 @@
 
 mod guard;
 mod input;
+pub mod learn;
 mod merge;
 pub mod report;
 mod tally;

@@ -225,6 +225,8 @@ pub struct Engine {
     legitimate: Window,
     /// The next second to learn; `None` before the first input.
     learn_from: Option<u64>,
+    /// Seconds before this one were learnt by former runs.
+    known_until: u64,
     /// Seconds of the last pause between requests that was longer than the window.
     long_pause: u64,
     baseline: Baseline,
@@ -270,8 +272,12 @@ impl Engine {
             late_told: (0, 0),
             site: Window::default(),
             legitimate: Window::default(),
-            // What is learnt already is not learnt again.
-            learn_from: baseline.newest().map(|newest| newest + 1),
+            // What is learnt already is not learnt again, and the time since is a pause only if it was short.
+            learn_from: baseline
+                .newest()
+                .filter(|_| baseline.is_recent())
+                .map(|newest| newest + 1),
+            known_until: baseline.newest().map_or(0, |newest| newest + 1),
             long_pause: 0,
             baseline,
             clients: Clients::new(settings.max_clients),
@@ -537,12 +543,14 @@ impl Engine {
     pub fn tick(&mut self, now: Timestamp) {
         self.now = now;
         let newest = self.site.newest().max(self.learn_from);
+        let newest = newest.max(Some(self.known_until));
         if newest.is_some_and(|newest| newest > now.secs() + self.window_secs()) {
             // The clock was set back by more than a window: what was counted would stay for ever.
             self.site.clear();
             self.legitimate.clear();
             self.clients.clear();
             self.learn_from = None;
+            self.known_until = 0;
             self.clock = None;
         }
         if !self.feed.behind {
@@ -1044,7 +1052,7 @@ impl Engine {
             self.learn_from = None;
             return;
         }
-        let mut next = self.learn_from.unwrap_or(now);
+        let mut next = self.learn_from.unwrap_or(now).max(self.known_until);
         let (baseline, long_pause) = (&mut self.baseline, &mut self.long_pause);
         // Half of what is known must not be silence.
         let longest_pause = u64::from(self.settings.baseline.span_secs / 2);

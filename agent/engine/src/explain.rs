@@ -16,6 +16,8 @@ use crate::{
     watch::{self, Watch},
 };
 
+pub use crate::watch::spans;
+
 /// Everything that is known of a subject.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -188,7 +190,7 @@ impl Of<'_> {
         let margin = detect::margin(&window, settings.window_secs);
         let held = rate - margin;
         let spans = habits.map_or_else(Vec::new, |habits| {
-            let (secs, caps) = (watch::spans(settings), watch.population.caps());
+            let (secs, caps) = (spans(settings), watch.population.caps());
             let efforts = watch::efforts(&window, habits, clock);
             let span = |span| Span {
                 secs: secs[span],
