@@ -11,9 +11,10 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread::sleep,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
+use portcullis::runtime::clock;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -77,18 +78,17 @@ impl Place {
     }
 
     fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        for _ in 0..200 {
-            if is_so() {
-                return;
-            }
+        let is_so = || {
             sleep(Duration::from_millis(50));
-        }
+            is_so()
+        };
+        let came = (0..200).any(|_| is_so());
         let said = fs::read_to_string(self.path("said")).unwrap();
-        panic!("{what} has not come: {said}");
+        assert!(came, "{what} has not come: {said}");
     }
 
     fn write(&self, client: &str, requests: usize) {
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let now = clock::wall().secs();
         let mut text = String::new();
         for _ in 0..requests {
             let _ = writeln!(

@@ -25,7 +25,7 @@ pub struct Bench {
     quick: bool,
 
     /// Only these parts [default: all]
-    #[arg(long, value_delimiter = ',', value_parser = ["cost", "live", "bulk", "lines"])]
+    #[arg(long, value_delimiter = ',', value_parser = ["cost", "live", "bulk", "lines", "crowd"])]
     parts: Vec<String>,
 }
 

@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use crate::{
     habits::{Habits, SLICES},
     subject::{Hashing, Subject},
-    time::Timestamp,
     window::Window,
 };
 
@@ -17,8 +16,6 @@ use crate::{
 pub struct Client {
     /// Its requests.
     pub window: Window,
-    /// Until when another refusal of a ban (it is allowlisted, the table is full) need not be told again.
-    pub refusal_told_until: Timestamp,
     /// What it does beyond how much, of one that comes more than a few times.
     pub habits: Option<Box<Habits>>,
 }
@@ -28,7 +25,6 @@ impl Client {
     fn is_gone(&self, now: u64, length: u64) -> bool {
         let habits = self.habits.as_ref();
         self.window.requests() == 0
-            && self.refusal_told_until.secs() <= now
             && habits
                 .is_none_or(|habits| u64::from(habits.last) + length * u64::from(SLICES) <= now)
     }

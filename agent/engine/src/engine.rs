@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -197,6 +197,8 @@ const MAX_PROXIES: usize = 1024;
 const MAX_LOGS: usize = 1024;
 /// So many lines are looked up at a time.
 const GROUP: usize = 16;
+/// So many who are not banned although they should be are told of in that time.
+const MAX_REFUSED: usize = 16_384;
 /// How long an allowlisted client may misbehave before it is told again.
 const REFUSAL_SILENCE: Duration = Duration::from_mins(10);
 /// Built-in part of the allowlist: what never comes from outside.
@@ -234,6 +236,8 @@ pub struct Engine {
     ledger: Ledger,
     watch: Watch,
     prefixes: Prefixes,
+    /// Until when the refusal of a ban (the client is allowlisted, the table is full) need not be told again.
+    refused: BTreeMap<Subject, Timestamp>,
     cusum: Cusum,
     /// The next second that the site's sum takes in.
     sum_from: Option<u64>,
@@ -291,6 +295,7 @@ impl Engine {
                 saved.baseline.as_ref().map(|saved| &saved.population),
             ),
             prefixes: Prefixes::default(),
+            refused: BTreeMap::new(),
             cusum: Cusum::default(),
             sum_from: None,
             alarm: None,
@@ -549,6 +554,7 @@ impl Engine {
             self.site.clear();
             self.legitimate.clear();
             self.clients.clear();
+            self.refused.clear();
             self.learn_from = None;
             self.known_until = 0;
             self.clock = None;
@@ -787,13 +793,8 @@ impl Engine {
             clock: self.clock.unwrap_or(self.now.secs()),
         };
         let client = self.clients.get(subject).and_then(|client| {
-            let told = client.refusal_told_until;
-            let refused = (told > self.now).then(|| {
-                let silence = u64::try_from(REFUSAL_SILENCE.as_millis()).unwrap_or(0);
-                Timestamp::from_millis(told.millis().saturating_sub(silence))
-            });
             let places = client.habits.as_deref().map(Habits::samples);
-            of.known(client, refused, samples(&self.logs, places))
+            of.known(client, samples(&self.logs, places))
         });
         let inside = |ban: &&Ban| asked.covers(ban.subject) && ban.subject != asked;
         let (next_tier, next) = self.ledger.next_step(subject);
@@ -811,6 +812,11 @@ impl Engine {
             next_tier,
             next_secs: explain::secs(next),
             spared: self.spared_by(subject),
+            refused_until: self
+                .refused
+                .get(&subject)
+                .copied()
+                .filter(|until| *until > self.now),
             is_regular: subject.is_client() && self.watch.is_regular(subject),
             client,
             normal: *self.baseline.normal(),
@@ -1014,13 +1020,14 @@ impl Engine {
 
     /// A finding without a ban: told once in a while, since it repeats with every request.
     fn refuse(&mut self, subject: Subject, finding: Finding, why: &str, now: Timestamp) {
-        let window = self.window_secs();
-        let clock = self.clock.unwrap_or(now.secs());
-        let client = self.clients.touch(subject, None, clock, window);
-        if client.refusal_told_until > now {
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.retain(|_, until| *until > now);
+        }
+        let is_told = self.refused.get(&subject).is_some_and(|until| *until > now);
+        if is_told || self.refused.len() >= MAX_REFUSED {
             return;
         }
-        client.refusal_told_until = now + REFUSAL_SILENCE;
+        self.refused.insert(subject, now + REFUSAL_SILENCE);
         self.totals.refusals += 1;
         let condition = format!("{finding}, but {why}");
         let event = Event {
@@ -1039,9 +1046,9 @@ impl Engine {
     }
 
     /// Learns the seconds that have left the window. One window late, so that whoever is flagged meanwhile takes their
-    /// requests out first; nothing while the site is attacked. A pause between requests is learnt with the request that ends it, unless it is unheard of:
-    /// longer than the window, and than twice the last such pause. A log that has broken must not teach that nobody
-    /// comes; a site whose visitors come in bursts must.
+    /// requests out first; nothing while the site is attacked. A pause between requests is learnt with the request that ends
+    /// it, unless it is unheard of: longer than the window, and than twice the last such pause. A log that has broken must
+    /// not teach that nobody comes; a site whose visitors come in bursts must.
     fn learn(&mut self, now: u64) {
         let window = self.window_secs();
         let freeze = u64::from(self.settings.baseline.freeze_secs);

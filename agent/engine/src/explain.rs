@@ -9,7 +9,7 @@ use crate::{
     clients::Client,
     detect::{self, Sample, Settings, Thresholds},
     failures::Verdict,
-    habits::Manner,
+    habits::{Habits, Manner},
     ledger::{Ban, Length, Offences},
     subject::Subject,
     time::Timestamp,
@@ -39,6 +39,8 @@ pub struct Explanation {
     pub next_secs: Option<u64>,
     /// Why it is never banned.
     pub spared: Option<Spared>,
+    /// It was flagged a moment ago and could not be banned; until then that is not told again.
+    pub refused_until: Option<Timestamp>,
     /// It has been here within a day or so, and nothing was held against it.
     pub is_regular: bool,
     /// Its requests, if some are known.
@@ -107,8 +109,6 @@ pub struct Known {
     pub is_newcomer: bool,
     /// How it asks.
     pub manner: Option<Manner>,
-    /// It was flagged and could not be banned; when that was last told.
-    pub refused: Option<Timestamp>,
     /// Where its newest lines begin.
     pub samples: Vec<Sample>,
 }
@@ -162,13 +162,7 @@ pub(crate) struct Of<'a> {
 }
 
 impl Of<'_> {
-    /// `refused` is when it was last told that it could not be banned.
-    pub(crate) fn known(
-        &self,
-        client: &Client,
-        refused: Option<Timestamp>,
-        samples: Vec<Sample>,
-    ) -> Option<Known> {
+    pub(crate) fn known(&self, client: &Client, samples: Vec<Sample>) -> Option<Known> {
         let Self {
             settings,
             normal,
@@ -236,8 +230,7 @@ impl Of<'_> {
             }),
             room,
             is_newcomer: habits.is_some_and(|habits| watch.is_newcomer(habits)),
-            manner: habits.map(|habits| habits.manner()),
-            refused,
+            manner: habits.map(Habits::manner),
             samples,
         })
     }

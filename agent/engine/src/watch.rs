@@ -475,7 +475,7 @@ pub fn efforts(window: &Window, habits: &Habits, clock: u64) -> [f64; SPANS] {
     let efforts = [
         window.effort_since(clock),
         window.effort_since(clock.saturating_sub(9)),
-        window.effort(),
+        window.effort_since(0),
         habits.effort().into(),
     ];
     efforts.map(|effort| effort as f64 / f64::from(UNIT))

@@ -26,7 +26,6 @@ pub struct Window {
     requests: u64,
     errors: u64,
     variance: u64,
-    effort: u64,
 }
 
 impl Window {
@@ -80,16 +79,8 @@ impl Window {
             .iter_mut()
             .rfind(|bucket| u64::from(bucket.second) == second);
         if let Some(bucket) = bucket {
-            let new = bucket.effort.saturating_add(effort);
-            self.effort += u64::from(new - bucket.effort);
-            bucket.effort = new;
+            bucket.effort = bucket.effort.saturating_add(effort);
         }
-    }
-
-    /// Effort in the window.
-    #[must_use]
-    pub const fn effort(&self) -> u64 {
-        self.effort
     }
 
     /// Effort from a second on.
@@ -129,7 +120,6 @@ impl Window {
             taken(&mut ours.requests, &mut self.requests, theirs.requests);
             taken(&mut ours.errors, &mut self.errors, theirs.errors);
             taken(&mut ours.variance, &mut self.variance, theirs.variance);
-            taken(&mut ours.effort, &mut self.effort, theirs.effort);
         }
     }
 
@@ -145,7 +135,6 @@ impl Window {
             self.requests -= u64::from(bucket.requests);
             self.errors -= u64::from(bucket.errors);
             self.variance -= u64::from(bucket.variance);
-            self.effort -= u64::from(bucket.effort);
             leave(bucket);
         }
     }

@@ -263,13 +263,7 @@ fn lines(samples: &[Sample], page: &mut Page) {
         if name.is_empty() {
             continue;
         }
-        // What comes by syslog lies nowhere.
-        if !name.starts_with('/') {
-            page.line(
-                label,
-                &format!("came by {}, and are kept nowhere", clean(name)),
-            );
-        } else {
+        if name.starts_with('/') {
             let bytes: Vec<String> = log.iter().map(|sample| sample.offset.to_string()).collect();
             page.line(
                 label,
@@ -280,6 +274,12 @@ fn lines(samples: &[Sample], page: &mut Page) {
                 let from = newest.offset.saturating_add(1);
                 page.line("", &format!("tail -c +{from} {} | head -n 1", quoted(name)));
             }
+        } else {
+            // What comes by syslog lies nowhere.
+            page.line(
+                label,
+                &format!("came by {}, and are kept nowhere", clean(name)),
+            );
         }
         label = "";
     }
@@ -324,6 +324,7 @@ fn spared_in_words(spared: Option<Spared>, page: &mut Page) {
 
 fn is_unknown(known: &Explanation) -> bool {
     let is_clear = known.client.is_none() && known.offences.is_none() && known.spared.is_none();
+    let is_clear = is_clear && known.refused_until.is_none();
     is_clear && known.bans_inside == 0 && !known.is_regular
 }
 
@@ -393,6 +394,12 @@ fn nearest(client: &Known) -> (f64, &'static str) {
 
 /// What it does, and how far that is from what flags.
 fn now(known: &Explanation, page: &mut Page) {
+    if known.refused_until.is_some() {
+        page.line(
+            "flagged",
+            "within the last minutes, and not banned; history.jsonl says why (\"action\":\"refuse\")",
+        );
+    }
     let Some(client) = &known.client else {
         if known.is_regular {
             page.line(
@@ -499,12 +506,6 @@ fn doings(known: &Explanation, client: &Known, page: &mut Page) {
                 manner.known * 100.0,
                 manner.lead * 100.0
             ),
-        );
-    }
-    if let Some(told) = client.refused {
-        page.line(
-            "flagged",
-            &format!("it was, and could not be banned; last told {told} (history.jsonl)"),
         );
     }
 }

@@ -3,7 +3,6 @@
 //! Lines newer than what is known already go on where that ended. Older ones may have been learnt before, faded since, and nobody
 //! can tell: they teach only hours of the day, and of clients, of which nothing is known at all.
 
-use anyhow::Result;
 use portcullis_engine::{Command, Engine, Saved, Timestamp, baseline, command::Action};
 
 use super::{Audience, GROUP, Group, Plan, input::Reading, merge::Merge};
@@ -46,15 +45,12 @@ pub struct Taught {
 const REST: u64 = 12;
 
 /// Learns from logs up to `now`, beside what is known.
-///
-/// # Errors
-/// That of the audience.
 pub fn learn(
     plan: &Plan,
     known: Option<baseline::Saved>,
     now: Timestamp,
     audience: &mut impl Audience,
-) -> Result<Lesson> {
+) -> Lesson {
     let reading = Reading {
         format: plan.format.clone(),
         max_line: plan.max_line,
@@ -71,18 +67,16 @@ pub fn learn(
     let mut older = Taught::default();
     if let Some(newest) = before {
         let is_older = |at: Timestamp| at.secs() <= newest;
-        let alone = pass.learn(&mut merge, None, is_older, audience)?;
-        if let Some((learnt, taught)) = alone {
+        if let Some((learnt, taught)) = pass.learn(&mut merge, None, is_older, audience) {
             known.fill(&learnt);
             older = taught;
         }
     }
-    let start = Some(known.clone());
     let (known, newer) = pass
-        .learn(&mut merge, start, |_| true, audience)?
+        .learn(&mut merge, Some(&known), |_| true, audience)
         .unwrap_or((known, Taught::default()));
     let skipped = merge.skipped();
-    Ok(Lesson {
+    Lesson {
         known,
         files: merge.files(),
         newer,
@@ -91,7 +85,7 @@ pub fn learn(
         future: pass.future,
         unread: skipped.malformed + skipped.overlong + merge.out_of_time(),
         problems: merge.problems.clone(),
-    })
+    }
 }
 
 struct Pass<'a> {
@@ -106,10 +100,10 @@ impl Pass<'_> {
     fn learn(
         &mut self,
         merge: &mut Merge,
-        known: Option<baseline::Saved>,
+        known: Option<&baseline::Saved>,
         is_wanted: impl Fn(Timestamp) -> bool,
         audience: &mut impl Audience,
-    ) -> Result<Option<(baseline::Saved, Taught)>> {
+    ) -> Option<(baseline::Saved, Taught)> {
         let mut engine: Option<Engine> = None;
         let mut taught = Taught::default();
         let mut group = Group::default();
@@ -136,7 +130,7 @@ impl Pass<'_> {
             taught.lines += group.records.len() as u64;
             let engine = engine.get_or_insert_with(|| {
                 let saved = Saved {
-                    baseline: known.clone(),
+                    baseline: known.cloned(),
                     ..Saved::default()
                 };
                 Engine::new(self.plan.settings.clone(), saved, begin)
@@ -146,13 +140,13 @@ impl Pass<'_> {
             taught.drain(engine);
         }
         let (Some(mut engine), Some((_, last))) = (engine, taught.period) else {
-            return Ok(None);
+            return None;
         };
         // What is in the windows is learnt when it leaves them; silence teaches nothing.
         let window = u64::from(self.plan.settings.detect.window_secs);
         engine.pass_until(Timestamp::from_secs(last.secs() + REST * window));
         taught.drain(&mut engine);
-        Ok(Some((engine.saved_baseline(), taught)))
+        Some((engine.saved_baseline(), taught))
     }
 }
 

@@ -9,6 +9,8 @@
 mod bulk;
 #[path = "bench/cost.rs"]
 mod cost;
+#[path = "bench/crowd.rs"]
+mod crowd;
 #[path = "bench/fail2ban.rs"]
 mod fail2ban;
 #[path = "bench/lines.rs"]
@@ -59,13 +61,24 @@ enum Part {
     Bulk,
     /// Lines of the access log, read and parsed
     Lines,
+    /// A line's cost and the memory with a million clients
+    Crowd,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Cost, Self::Live, Self::Bulk, Self::Lines];
+    const ALL: [Self; 5] = [Self::Cost, Self::Live, Self::Bulk, Self::Lines, Self::Crowd];
 }
 
 fn main() -> ExitCode {
+    if let Some(filled) = crowd::fill() {
+        return match filled {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let args = Args::parse();
     let mut note = Note::default();
     for part in Part::ALL {
@@ -89,5 +102,6 @@ fn measure(part: Part, quick: bool, note: &mut Note) -> Result<()> {
         Part::Live => live::measure(quick, note),
         Part::Bulk => bulk::measure(&Lab::new()?, quick, note),
         Part::Lines => lines::measure(quick, note),
+        Part::Crowd => crowd::measure(quick, note),
     }
 }

@@ -23,6 +23,7 @@ fn explained(subject: &str) -> Explained {
             next_tier: 1,
             next_secs: Some(600),
             spared: None,
+            refused_until: None,
             is_regular: false,
             client: None,
             normal: Normal {
@@ -122,7 +123,6 @@ fn client() -> Known {
         room: 1.0,
         is_newcomer: false,
         manner: None,
-        refused: None,
         samples: Vec::new(),
     }
 }
@@ -315,15 +315,15 @@ fn who_is_not_banned_is_told_how_far_it_is_from_it() {
     let shared = Known {
         room: 3.0,
         limits: Limits::Ceiling(30.0),
-        refused: Some(NOW),
         ..client()
     };
     of.known.client = Some(shared);
+    of.known.refused_until = Some(NOW);
     let said = words(&of);
     for expected in [
         "0.70 a second of 30 (nothing is learnt yet)\n",
         "many people seem to share it: its limits are 3 times as high\n",
-        "flagged   it was, and could not be banned",
+        "flagged   within the last minutes, and not banned",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
