@@ -11,7 +11,7 @@ use portcullis::{
     store::{Contents, Store},
 };
 use portcullis_engine::{
-    Engine, Saved, Timestamp,
+    Engine, Feed, Line, Saved, Timestamp,
     baseline::{self, Learnt},
 };
 use tempfile::TempDir;
@@ -170,6 +170,36 @@ fn what_is_known_is_added_to_and_never_learnt_twice() {
     place.taught(&[&log(DAY, DAY + 2 * HOUR, 4, &[])]);
     assert_eq!(place.hours(), [(0, 4, 60), (1, 5, 90)]);
     assert_eq!(place.known().newest(), Some(START + DAY + 2 * HOUR - 1));
+}
+
+#[test]
+fn an_agent_that_reads_the_same_log_long_after_learns_nothing_twice() {
+    let place = Place::new();
+    let text = log(0, HOUR, 2, &[]);
+    place.taught(&[&text]);
+    let saved = Saved {
+        baseline: Some(place.known()),
+        ..Saved::default()
+    };
+    let now = Timestamp::from_secs(START + 3 * HOUR);
+    let mut engine = Engine::new(Config::default().engine, saved, now);
+    engine.feed(Feed {
+        behind: true,
+        ..Feed::default()
+    });
+    let more = log(HOUR, 2 * HOUR, 2, &[]);
+    for text in text.lines().chain(more.lines()) {
+        let line = Line {
+            text: text.as_bytes(),
+            offset: 0,
+        };
+        engine.lines(&[line], now, |_, _| {});
+    }
+    let known = engine.saved_baseline();
+    let hours = known.hours().map(|hour| hour.seconds).collect::<Vec<_>>();
+    assert_eq!(hours.len(), 2);
+    assert!(hours.iter().all(|seconds| *seconds <= 3600.0), "{hours:?}");
+    assert!(hours[1] > 3400.0, "{hours:?}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn every_command_of_the_readme_works() -> Result<()> {
             "learn" => {
                 let log = nginx.log().to_string_lossy();
                 let state = format!("state.dir={}", lab.dir().join("learnt").display());
-                let words = ["learn", "--set", &state, &log];
+                let words = ["learn", "--set", &*state, &*log];
                 let said = agent::plain(&lab, &words)?.success()?;
                 assert!(said.contains("known now, by hour of the day"), "{said}");
             }
