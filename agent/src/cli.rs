@@ -1,6 +1,8 @@
 //! The command line: what is typed, and what is printed.
 
 mod drops;
+mod explain;
+mod learn;
 mod lines;
 mod replay;
 mod show;
@@ -31,6 +33,7 @@ use crate::{
         self, Enforcer as _, Mode,
         xdp::{Flavour, Options, Xdp},
     },
+    host,
     replay::{
         Plan,
         report::{Facts, Report},
@@ -65,6 +68,11 @@ enum Verb {
     Status(Ask),
     /// List the bans that stand, newest first, with their evidence and packet counts
     Bans(Ask),
+    /// Say in words why somebody is banned, or is not, and how far from it
+    ///
+    /// The test that flagged, what it was held against, and where the lines are that it rests on; without a ban, how far it is from
+    /// every threshold now, what is on its account, and what keeps it from being banned. An IPv6 address is explained as its /64.
+    Explain(Explain),
     /// Follow packets of banned sources as they come in: a sample of them, see `enforce.sample_one_in`
     Drops(Drops),
     /// Ban an address or a prefix
@@ -92,6 +100,12 @@ enum Verb {
     /// of the warm-up. Needs no rights but to read the files, and changes nothing. Addresses of this host are banned like any other
     /// here: name those that must not be in bans.allow.
     Replay(Replay),
+    /// Learn what is normal from logs that were written, so that the first start knows it already
+    ///
+    /// Reads as `replay` does, and keeps what it learns (hours of the day, what single clients do, the recent past) where the agent
+    /// looks for it: state.dir. Attacks in the logs teach nothing, and no ban or offence comes of them. What is known stays: newer
+    /// lines add to it, and older ones teach only hours of which nothing is known. The agent must not run meanwhile.
+    Learn(Learn),
     /// Check a configuration file, and say everything that is wrong with it
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
@@ -156,6 +170,22 @@ struct Replay {
 }
 
 #[derive(Debug, Args)]
+struct Learn {
+    /// Logs, also packed (gzip, zstd, xz); `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// A key of the configuration and its value, in place of what the file says, such as `state.dir=/tmp/p`; may be given several
+    /// times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+    /// In place of source.format: auto, json, combined or a `log_format` of Nginx
+    #[arg(long)]
+    format: Option<String>,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Args)]
 struct Run {
     #[command(flatten)]
     configured: Configured,
@@ -180,6 +210,17 @@ enum ModeArg {
 
 #[derive(Debug, Args)]
 struct Ask {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Explain {
+    /// `192.0.2.1`, `2001:db8::1`, `192.0.2.0/24` …
+    subject: Subject,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -307,6 +348,16 @@ pub fn main() -> ExitCode {
                 show::bans(bans)
             })
         }
+        Verb::Explain(Explain {
+            subject,
+            json,
+            reach,
+        }) => ask(
+            &reach.socket,
+            &Request::Explain { subject },
+            json,
+            explain::words,
+        ),
         Verb::Drops(Drops {
             count,
             all,
@@ -343,6 +394,7 @@ pub fn main() -> ExitCode {
         Verb::Detach(configured) => detach(&configured),
         Verb::Lines(lines) => read_lines(&lines),
         Verb::Replay(replay) => replayed(replay),
+        Verb::Learn(wanted) => learnt(wanted),
         Verb::Config => print(&config::documentation()),
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
@@ -477,6 +529,30 @@ fn replayed(wanted: Replay) -> Result<(), Failure> {
         Err(error) if is_broken_pipe(&error) => Ok(()),
         result => Ok(result?),
     }
+}
+
+fn learnt(wanted: Learn) -> Result<(), Failure> {
+    let mut settings = wanted.settings;
+    let format = wanted.format.as_deref();
+    settings.extend(format.map(|text| Setting::text("--format", "source.format", text)));
+    let Adjusted { config, .. } = adjusted(&wanted.configured, &settings)?;
+    let mut engine = config.engine;
+    if config.allow_host {
+        engine
+            .allow
+            .extend(host::protected().into_iter().map(|(net, _)| net));
+    }
+    let plan = Plan {
+        files: wanted.files,
+        format: config.source.format,
+        max_line: config.source.limits.max_line,
+        settings: engine,
+    };
+    let _log = log();
+    let (store, contents) = Store::open(&config.state_dir).map_err(busy)?;
+    let known = contents.saved.baseline;
+    let summary = learn::learn(&plan, known, &store, &config.state_dir)?;
+    print(&summary)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

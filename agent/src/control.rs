@@ -34,6 +34,11 @@ pub enum Request {
     Status,
     /// Every ban.
     Bans,
+    /// What is known of somebody.
+    Explain {
+        /// Of whom.
+        subject: Subject,
+    },
     /// Ban by an operator's word.
     Ban {
         /// Whom.

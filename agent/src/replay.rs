@@ -4,6 +4,7 @@
 
 mod guard;
 mod input;
+pub mod learn;
 mod merge;
 pub mod report;
 mod tally;
@@ -67,25 +68,25 @@ pub fn run(
     let mut merge = Merge::open(&plan.files, reading);
     let mut replay = Replay::default();
     let size = merge.size();
-    let mut group: Vec<Record> = Vec::with_capacity(GROUP);
+    let mut group = Group::default();
     let mut engine = None;
     while let Some(begin) = merge.peek() {
         // The report looks at the engine once in each of its stretches of time.
         let stretch = |at: Timestamp| report.as_ref().map(|report| report.stretch(at));
         let first = stretch(begin);
-        while group.len() < GROUP
+        while group.records.len() < GROUP
             && let Some(at) = merge.peek()
             && stretch(at) == first
         {
-            group.extend(merge.pop());
+            group.take(&mut merge);
         }
         let engine = engine
             .get_or_insert_with(|| Engine::new(plan.settings.clone(), Saved::default(), begin));
-        engine.replay(&group);
-        replay.tally.add(&group);
+        group.replay(engine, &merge);
+        replay.tally.add(&group.records);
         replay.drain(engine, report.as_deref_mut(), audience)?;
         if let Some(report) = report.as_deref_mut() {
-            report.add(&group, &engine.snapshot());
+            report.add(&group.records, &engine.snapshot());
         }
         group.clear();
         merge.notes().iter().for_each(|words| audience.note(words));
@@ -99,6 +100,41 @@ pub fn run(
         end = Some(engine.snapshot());
     }
     Ok(replay.tally.summary(&merge, end.as_ref()))
+}
+
+/// Records that are handed on together, and which log each is of.
+#[derive(Default)]
+struct Group {
+    records: Vec<Record>,
+    logs: Vec<usize>,
+}
+
+impl Group {
+    /// The line that was peeked at.
+    fn take(&mut self, merge: &mut Merge) {
+        if let Some((log, record)) = merge.pop() {
+            self.logs.push(log);
+            self.records.push(record);
+        }
+    }
+
+    /// One log after the other, since evidence names them.
+    fn replay(&self, engine: &mut Engine, merge: &Merge) {
+        let mut rest = &self.records[..];
+        for run in self.logs.chunk_by(|a, b| a == b) {
+            if let Some(name) = run.first().and_then(|log| merge.name(*log)) {
+                engine.log(name);
+            }
+            let (records, more) = rest.split_at(run.len());
+            engine.replay(records);
+            rest = more;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.records.clear();
+        self.logs.clear();
+    }
 }
 
 /// What is known of a replay while it goes on.

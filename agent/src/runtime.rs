@@ -1,6 +1,7 @@
 //! The loop around the engine: inputs in, by priority; commands out, waiting for none of them.
 
 pub mod clock;
+mod explained;
 mod reading;
 pub mod shutdown;
 
@@ -23,7 +24,10 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::reading::Reading;
-pub use self::reading::Unreadable;
+pub use self::{
+    explained::{Explained, Held},
+    reading::Unreadable,
+};
 use crate::{
     audit::History,
     config::{self, Config},
@@ -455,6 +459,10 @@ impl Agent {
 
     fn batch(&mut self, batch: Batch) {
         self.engine.feed(self.reading.feed(&batch));
+        // One without lines only says how far reading is.
+        if !batch.piece.bytes.is_empty() {
+            self.engine.log(&batch.log);
+        }
         let mut lines = batch.piece.lines();
         loop {
             let group = self.reading.take(&batch, &mut lines, &self.counters);
@@ -607,6 +615,16 @@ impl Agent {
                 self.worker.ask(Job::Entries(sender));
                 answer(entries, reply, move |entries| rows(bans, &entries, now));
             }
+            Request::Explain { subject } => {
+                let explained = self.explained(subject);
+                if explained.known.bans.is_empty() {
+                    drop(reply.send(Reply::done(&explained)));
+                    return;
+                }
+                let (sender, entries) = oneshot::channel();
+                self.worker.ask(Job::Entries(sender));
+                answer(entries, reply, move |entries| explained.with(&entries));
+            }
             Request::Ban {
                 subject,
                 secs,
@@ -693,6 +711,16 @@ impl Agent {
                 ban.subject
             ),
             None => refusal.to_string(),
+        }
+    }
+
+    fn explained(&self, subject: Subject) -> Explained {
+        Explained {
+            known: self.engine.explain(subject),
+            mode: self.mode,
+            backend: self.worker.backend,
+            place: self.worker.place.clone(),
+            entry: None,
         }
     }
 

@@ -173,6 +173,12 @@ fn settings_change_the_outcome() {
         "detect.z_score=1000",
         "--set",
         "detect.times_mean=10000",
+        "--set",
+        "detect.caps.ten_seconds=0",
+        "--set",
+        "detect.caps.window=0",
+        "--set",
+        "detect.caps.ten_windows=0",
     ];
     let rows_of = |words: &[&str]| rows(&place.replay(words));
     assert!(of(&rows_of(&lenient), "ban").is_empty());

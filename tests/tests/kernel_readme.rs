@@ -54,8 +54,16 @@ fn every_command_of_the_readme_works() -> Result<()> {
                     assert!(page.contains("<h2>Traffic</h2>"), "{page}");
                 }
             }
+            // Beside the agent, whose state is in use.
+            "learn" => {
+                let log = nginx.log().to_string_lossy();
+                let state = format!("state.dir={}", lab.dir().join("learnt").display());
+                let words = ["learn", "--set", &*state, &*log];
+                let said = agent::plain(&lab, &words)?.success()?;
+                assert!(said.contains("known now, by hour of the day"), "{said}");
+            }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
-            "status" | "bans" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
+            "status" | "bans" | "explain" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
             // In a laboratory some of it is as it should not be; what counts is that it says so.
             "doctor" if words.len() == 1 => {
                 let config = lab.dir().join("portcullis.toml");

@@ -134,7 +134,7 @@ struct Slot {
 }
 
 /// What survives a restart.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     /// The newest second in it.
     newest: u64,
@@ -143,6 +143,78 @@ pub struct Saved {
     /// What single clients do.
     #[serde(default)]
     pub(crate) population: caps::Saved,
+}
+
+/// What is known of an hour of the day, UTC.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hour {
+    /// Which one.
+    pub hour: u8,
+    /// How many seconds that rests on; less for older days.
+    pub seconds: f64,
+    /// Mean of the requests a second.
+    pub mean: f64,
+    /// Their standard deviation.
+    pub stddev: f64,
+}
+
+impl Saved {
+    /// The newest second that it may know.
+    #[must_use]
+    pub fn newest(&self) -> Option<u64> {
+        // A run that began long after the one before has dropped the rolling part, and with it the very second.
+        let of_hours = self.slots().map(|(hour, slot)| {
+            let end = (hour as u64 + 1) * 3600 - 1;
+            slot.day.saturating_mul(86_400).saturating_add(end)
+        });
+        match self.newest {
+            0 => of_hours.max(),
+            newest => Some(newest),
+        }
+    }
+
+    /// Takes what is known elsewhere of hours, and of clients, of which nothing is known here.
+    pub fn fill(&mut self, other: &Self) {
+        self.hours.resize(24, Slot::default());
+        for (ours, theirs) in self.hours.iter_mut().zip(&other.hours) {
+            if ours.sums.seconds <= 0.0 {
+                *ours = *theirs;
+            }
+        }
+        if self.population.is_empty() {
+            self.population = other.population.clone();
+        }
+    }
+
+    /// The hours of which something is known.
+    pub fn hours(&self) -> impl Iterator<Item = Hour> {
+        self.slots().map(|(hour, slot)| {
+            let (mean, stddev) = slot.sums.mean_and_stddev();
+            Hour {
+                hour: u8::try_from(hour).unwrap_or(u8::MAX),
+                seconds: slot.sums.seconds,
+                mean,
+                stddev,
+            }
+        })
+    }
+
+    /// How much one client may do in each span, as far as that was learnt.
+    #[must_use]
+    pub fn caps(&self) -> &[f64] {
+        self.population.caps()
+    }
+
+    /// Seconds of the rolling part, the last of them [`Saved::newest`].
+    #[must_use]
+    pub const fn rolling(&self) -> usize {
+        self.recent.len()
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (usize, &Slot)> {
+        let hours = self.hours.iter().take(24).enumerate();
+        hours.filter(|(_, slot)| slot.sums.seconds > 0.0 && slot.sums.is_plausible())
+    }
 }
 
 /// The baseline.
@@ -195,6 +267,9 @@ impl Baseline {
                 .recent
                 .iter()
                 .for_each(|second| baseline.push_recent(*second));
+        }
+        // Nothing is learnt twice, however long ago that was.
+        if age.is_some() {
             baseline.newest = saved.newest;
         }
         for (ours, theirs) in baseline.hours.iter_mut().zip(&saved.hours) {
@@ -221,6 +296,12 @@ impl Baseline {
     #[must_use]
     pub fn newest(&self) -> Option<u64> {
         Some(self.newest).filter(|newest| *newest > 0)
+    }
+
+    /// Does it know of the recent past?
+    #[must_use]
+    pub fn is_recent(&self) -> bool {
+        !self.recent.is_empty()
     }
 
     /// Learns one second of legitimate traffic; seconds without any are learnt too.
@@ -368,6 +449,26 @@ mod tests {
             );
             baseline.recompute(Timestamp::from_secs(second));
         }
+    }
+
+    #[test]
+    fn what_is_known_of_an_hour_is_not_filled_from_elsewhere() {
+        let (mut ours, mut theirs) = (Baseline::new(settings()), Baseline::new(settings()));
+        learn(&mut ours, 90_000..90_100, |_| 4);
+        learn(&mut theirs, 3600..10_800, |_| 9);
+        let mut saved = ours.save();
+        saved.fill(&theirs.save());
+        let hours: Vec<_> = saved.hours().map(|hour| (hour.hour, hour.mean)).collect();
+        assert_eq!(hours, [(1, 4.0), (2, 9.0)]);
+        assert_eq!(saved.newest(), Some(90_099));
+        assert_eq!(saved.rolling(), 100);
+        // Without the rolling part, the hours' own days say it.
+        saved.newest = 0;
+        assert_eq!(saved.newest(), Some(86_400 + 2 * 3600 - 1));
+        assert_eq!(Saved::default().newest(), None);
+        let mut empty = Saved::default();
+        empty.fill(&theirs.save());
+        assert_eq!(empty.hours().count(), 2);
     }
 
     #[test]

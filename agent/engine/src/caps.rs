@@ -33,6 +33,16 @@ pub struct Settings {
     pub times_floor: f64,
 }
 
+impl Saved {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.clients <= 0.0
+    }
+
+    pub(crate) fn caps(&self) -> &[f64] {
+        &self.caps
+    }
+}
+
 /// Caps may rise by this factor in an hour.
 const GROWTH_PER_HOUR: f64 = 1.5;
 /// Above what so many clients of a thousand reach …

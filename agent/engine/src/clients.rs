@@ -97,6 +97,12 @@ impl Clients {
         client
     }
 
+    /// What is known of a client; its window may be at an earlier time.
+    #[must_use]
+    pub fn get(&self, subject: Subject) -> Option<&Client> {
+        self.table.get(&subject)
+    }
+
     /// The client's entry, if it has one.
     pub fn get_mut(&mut self, subject: Subject) -> Option<&mut Client> {
         self.table.get_mut(&subject)

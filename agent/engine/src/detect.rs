@@ -225,7 +225,7 @@ pub fn rate(window: &Window, window_secs: u32) -> f64 {
 }
 
 /// Three standard errors of that rate: nobody is flagged for the luck of a sample.
-fn margin(window: &Window, window_secs: u32) -> f64 {
+pub(crate) fn margin(window: &Window, window_secs: u32) -> f64 {
     3.0 * (window.variance() as f64).sqrt() / f64::from(window_secs)
 }
 
@@ -294,7 +294,7 @@ fn exceeded(thresholds: Thresholds, normal: &Normal, rate: f64) -> Option<(Test,
     clippy::cast_precision_loss,
     reason = "a window never holds 2^53 requests"
 )]
-fn is_surge(settings: &Settings, normal: &Normal, window: &Window) -> bool {
+pub(crate) fn is_surge(settings: &Settings, normal: &Normal, window: &Window) -> bool {
     // Of a sample, as many requests as tell as much (Kish's effective sample size).
     let requests = window.requests() as f64;
     let told = requests * requests / (requests + window.variance() as f64);

@@ -18,6 +18,7 @@ use crate::{
     command::{Action, Change, Command, Event, Outcome},
     cusum::Cusum,
     detect::{self, Finding, Sample, Test},
+    explain::{self, Explanation, Spared, SparedBy},
     habits::{Habits, Place},
     ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term},
     parse::{Format, Malformed, Record},
@@ -61,6 +62,15 @@ pub enum Proxied {
     Tell,
     /// It is banned in Nginx.
     Ban,
+}
+
+/// A line of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// What it says, without its end.
+    pub text: &'a [u8],
+    /// The byte of its log at which it begins.
+    pub offset: u64,
 }
 
 /// How lines were come by.
@@ -217,6 +227,8 @@ pub struct Engine {
     legitimate: Window,
     /// The next second to learn; `None` before the first input.
     learn_from: Option<u64>,
+    /// Seconds before this one were learnt by former runs.
+    known_until: u64,
     /// Seconds of the last pause between requests that was longer than the window.
     long_pause: u64,
     baseline: Baseline,
@@ -264,8 +276,12 @@ impl Engine {
             late_told: (0, 0),
             site: Window::default(),
             legitimate: Window::default(),
-            // What is learnt already is not learnt again.
-            learn_from: baseline.newest().map(|newest| newest + 1),
+            // What is learnt already is not learnt again, and the time since is a pause only if it was short.
+            learn_from: baseline
+                .newest()
+                .filter(|_| baseline.is_recent())
+                .map(|newest| newest + 1),
+            known_until: baseline.newest().map_or(0, |newest| newest + 1),
             long_pause: 0,
             baseline,
             clients: Clients::new(settings.max_clients),
@@ -346,18 +362,21 @@ impl Engine {
     /// Takes in lines of the log. Those that cannot be read are counted and given to `malformed`, with the reason.
     pub fn lines<'a>(
         &mut self,
-        lines: &[&'a [u8]],
+        lines: &[Line<'a>],
         now: Timestamp,
         mut malformed: impl FnMut(&'a [u8], Malformed),
     ) {
         for group in lines.chunks(GROUP) {
             let mut records = [None; GROUP];
             for (line, record) in group.iter().zip(&mut records) {
-                match self.settings.format.read(line) {
-                    Ok(read) => *record = Some((read, Subject::of_client(read.client))),
+                match self.settings.format.read(line.text) {
+                    Ok(mut read) => {
+                        read.offset = line.offset;
+                        *record = Some((read, Subject::of_client(read.client)));
+                    }
                     Err(problem) => {
                         self.totals.malformed += u64::from(!self.feed.again);
-                        malformed(line, problem);
+                        malformed(line.text, problem);
                     }
                 }
             }
@@ -533,6 +552,7 @@ impl Engine {
     pub fn tick(&mut self, now: Timestamp) {
         self.now = now;
         let newest = self.site.newest().max(self.learn_from);
+        let newest = newest.max(Some(self.known_until));
         if newest.is_some_and(|newest| newest > now.secs() + self.window_secs()) {
             // The clock was set back by more than a window: what was counted would stay for ever.
             self.site.clear();
@@ -540,6 +560,7 @@ impl Engine {
             self.clients.clear();
             self.refused.clear();
             self.learn_from = None;
+            self.known_until = 0;
             self.clock = None;
         }
         if !self.feed.behind {
@@ -762,6 +783,79 @@ impl Engine {
         self.ledger.get(subject)
     }
 
+    /// What is known of a subject.
+    #[must_use]
+    pub fn explain(&self, asked: Subject) -> Explanation {
+        // A single address may be banned by an operator, but it is counted with its client.
+        let is_address = asked.net().prefix_len() == asked.net().max_prefix_len();
+        let subject = if is_address {
+            Subject::of_client(asked.net().addr())
+        } else {
+            asked
+        };
+        let of = explain::Of {
+            settings: &self.settings.detect,
+            normal: self.baseline.normal(),
+            watch: &self.watch,
+            clock: self.clock.unwrap_or(self.now.secs()),
+        };
+        let client = self.clients.get(subject).and_then(|client| {
+            let places = client.habits.as_deref().map(Habits::samples);
+            of.known(client, samples(&self.logs, places))
+        });
+        let inside = |ban: &&Ban| asked.covers(ban.subject) && ban.subject != asked;
+        let (next_tier, next) = self.ledger.next_step(subject);
+        Explanation {
+            asked,
+            subject,
+            time: self.now,
+            bans: self.ledger.around(asked).cloned().collect(),
+            bans_inside: if is_address {
+                0
+            } else {
+                self.ledger.bans().filter(inside).count()
+            },
+            offences: self.ledger.offences(subject),
+            next_tier,
+            next_secs: explain::secs(next),
+            spared: self.spared_by(subject),
+            refused_until: self
+                .refused
+                .get(&subject)
+                .copied()
+                .filter(|until| *until > self.now),
+            is_regular: subject.is_client() && self.watch.is_regular(subject),
+            client,
+            normal: *self.baseline.normal(),
+            alarm_since: self.alarm.map(|alarm| alarm.since),
+            is_attacked: self.watch.is_attacked(),
+        }
+    }
+
+    /// What keeps a subject from being banned; what covers it before what covers a part of it.
+    fn spared_by(&self, subject: Subject) -> Option<Spared> {
+        let whole = self.allowed(subject);
+        let part = || {
+            self.spared()
+                .find(|entry| Subject::of_net(*entry).overlaps(subject))
+        };
+        let entry = whole.or_else(part)?;
+        let is_seen = entry.prefix_len() == entry.max_prefix_len()
+            && self.proxies.contains(&entry.addr())
+            && !self.settings.allow.contains(&entry);
+        Some(Spared {
+            entry,
+            by: if is_seen {
+                SparedBy::SeenProxy
+            } else if self.settings.proxies.contains(&entry) {
+                SparedBy::Proxy
+            } else {
+                SparedBy::Allowlist
+            },
+            is_whole: whole.is_some(),
+        })
+    }
+
     /// Who is never banned.
     #[must_use]
     pub fn allowlist(&self) -> &[IpNet] {
@@ -977,7 +1071,7 @@ impl Engine {
             self.learn_from = None;
             return;
         }
-        let mut next = self.learn_from.unwrap_or(now);
+        let mut next = self.learn_from.unwrap_or(now).max(self.known_until);
         let (baseline, long_pause) = (&mut self.baseline, &mut self.long_pause);
         // Half of what is known must not be silence.
         let longest_pause = u64::from(self.settings.baseline.span_secs / 2);

@@ -160,6 +160,18 @@ impl Series {
         })
     }
 
+    /// How it stands at second `at`, with the score faded by then.
+    #[must_use]
+    pub fn standing(&self, settings: &Settings, at: u32) -> Verdict {
+        let elapsed = f64::from(at.saturating_sub(self.at));
+        Verdict {
+            score: f64::from(self.score) * (-elapsed / settings.half_life_secs).exp2(),
+            answers: self.answers,
+            failures: self.failures,
+            distinct: u32::try_from(self.paths.len()).unwrap_or(u32::MAX),
+        }
+    }
+
     /// Has the client failed at all since the score last stood at nothing?
     #[must_use]
     pub const fn has_failed(&self) -> bool {

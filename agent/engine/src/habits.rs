@@ -60,7 +60,7 @@ pub struct Habits {
 }
 
 /// How a client asks, as shares of its requests.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manner {
     /// Requests that the shares are of.
     pub requests: u32,
@@ -183,7 +183,8 @@ impl Habits {
         }
     }
 
-    fn slide(&mut self, second: u32, window: u32) {
+    /// Lets time pass for the longest span.
+    pub fn slide(&mut self, second: u32, window: u32) {
         let number = second / window.max(1);
         if number <= self.slice {
             return;

@@ -205,8 +205,21 @@ impl Ledger {
     /// The length of the ban that the next offence earns.
     #[must_use]
     pub fn next_length(&self, subject: Subject) -> Length {
+        self.next_step(subject).1
+    }
+
+    /// The step of the schedule that the next offence earns (from 1), and its length.
+    #[must_use]
+    pub fn next_step(&self, subject: Subject) -> (u32, Length) {
         let count = self.offences(subject).map_or(0, |offences| offences.count);
-        self.step(count.saturating_add(1)).1
+        self.step(count.saturating_add(1))
+    }
+
+    /// The bans that keep a subject out, narrowest first: the first one decides.
+    pub fn around(&self, subject: Subject) -> impl Iterator<Item = &Ban> {
+        let lengths = (0..=subject.net().prefix_len()).rev();
+        let around = lengths.filter_map(move |length| subject.widened(length));
+        around.filter_map(|subject| self.bans.get(&subject))
     }
 
     fn step(&self, count: u32) -> (u32, Length) {

@@ -13,6 +13,7 @@ pub mod command;
 pub mod cusum;
 pub mod detect;
 mod engine;
+pub mod explain;
 pub mod failures;
 pub mod habits;
 pub mod ledger;
@@ -26,7 +27,8 @@ mod watch;
 pub mod window;
 
 pub use command::{Command, Event, Outcome};
-pub use engine::{Engine, Feed, Proxied, Refusal, Saved, Settings, Snapshot};
+pub use engine::{Engine, Feed, Line, Proxied, Refusal, Saved, Settings, Snapshot};
+pub use explain::Explanation;
 pub use ledger::{Ban, Gate, Origin, Term};
 pub use subject::Subject;
 pub use time::Timestamp;

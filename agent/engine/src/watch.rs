@@ -165,6 +165,17 @@ impl Watch {
         self.attack.is_some()
     }
 
+    /// Has it been here before, and nothing was held against it?
+    pub fn is_regular(&self, subject: Subject) -> bool {
+        self.regulars.contains(subject)
+    }
+
+    /// Has somebody come with the attack that goes on?
+    pub fn is_newcomer(&self, habits: &Habits) -> bool {
+        let attack = self.attack.as_ref();
+        attack.is_some_and(|attack| is_newcomer(habits, attack))
+    }
+
     /// Is a member of a network somebody for whose sake it is not banned? Not who came with the attack and asks as it does. Of an
     /// IPv6 network, which as a rule is one customer's, nor who came with it and has hardly done anything yet.
     pub fn is_spared(&self, subject: Subject, client: &Client) -> bool {
@@ -329,7 +340,7 @@ impl Watch {
     }
 
     /// How much more room than others a client is given.
-    fn room(&self, settings: &Settings, habits: Option<&Habits>) -> f64 {
+    pub fn room(&self, settings: &Settings, habits: Option<&Habits>) -> f64 {
         let Some(habits) = habits else {
             return 1.0;
         };
@@ -367,22 +378,11 @@ impl Watch {
         clock: u64,
         record: &Record,
     ) -> Option<Finding> {
-        let efforts = [
-            window.effort_since(clock),
-            window.effort_since(clock.saturating_sub(9)),
-            window.effort_since(0),
-            habits.effort().into(),
-        ];
         let caps = *self.population.caps();
-        let spans = [
-            1,
-            10.min(settings.window_secs),
-            settings.window_secs,
-            settings.window_secs * SLICES,
-        ];
+        let spans = spans(settings);
         let mut found = None;
+        let efforts = efforts(window, habits, clock);
         for (span, effort) in efforts.into_iter().enumerate() {
-            let effort = effort as f64 / f64::from(UNIT);
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
@@ -466,6 +466,24 @@ impl Watch {
             ..detect::finding(settings, normal, window, record.at, test, least)
         })
     }
+}
+
+/// The spans in seconds.
+pub const fn spans(settings: &Settings) -> [u32; SPANS] {
+    let window = settings.window_secs;
+    let ten = if window < 10 { window } else { 10 };
+    [1, ten, window, window * SLICES]
+}
+
+/// A client's effort in each span, in requests of full effort.
+pub fn efforts(window: &Window, habits: &Habits, clock: u64) -> [f64; SPANS] {
+    let efforts = [
+        window.effort_since(clock),
+        window.effort_since(clock.saturating_sub(9)),
+        window.effort_since(0),
+        habits.effort().into(),
+    ];
+    efforts.map(|effort| effort as f64 / f64::from(UNIT))
 }
 
 fn is_newcomer(habits: &Habits, attack: &Attack) -> bool {

@@ -51,7 +51,7 @@ pub(super) fn print(
 }
 
 /// Prints decisions to `out`, and how far it is to standard error.
-struct Printer<W> {
+pub(super) struct Printer<W> {
     out: W,
     json: bool,
     begun: Duration,
@@ -60,7 +60,7 @@ struct Printer<W> {
 }
 
 impl<W: Write> Printer<W> {
-    fn new(out: W, json: bool) -> Self {
+    pub(super) fn new(out: W, json: bool) -> Self {
         Self {
             out,
             json,
@@ -70,11 +70,16 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// Ends the bar, prints the summary where people read, and hands on what was printed.
-    fn finish(&mut self, summary: &Summary) -> io::Result<()> {
+    /// Ends the bar.
+    pub(super) fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    /// Ends the bar, prints the summary where people read, and hands on what was printed.
+    fn finish(&mut self, summary: &Summary) -> io::Result<()> {
+        self.clear();
         if !self.json {
             write_summary(summary, &mut self.out)?;
         }
@@ -203,7 +208,7 @@ impl Row {
     }
 }
 
-fn plural(count: u64, one: &str) -> String {
+pub(super) fn plural(count: u64, one: &str) -> String {
     match count {
         1 => format!("1 {one}"),
         count => format!("{count} {one}s"),

@@ -18,6 +18,7 @@ use super::input::{Input, Notes, Reading, Skipped};
 pub(super) struct Merge {
     reading: Reading,
     inputs: Vec<Input>,
+    names: Vec<Arc<str>>,
     /// The next line of each log but the current one.
     waiting: BinaryHeap<Reverse<(Timestamp, usize)>>,
     current: Option<usize>,
@@ -34,6 +35,7 @@ impl Merge {
         let mut merge = Self {
             reading,
             inputs: Vec::new(),
+            names: Vec::new(),
             waiting: BinaryHeap::new(),
             current: None,
             read: Arc::default(),
@@ -63,6 +65,7 @@ impl Merge {
                 Ok(None) => input.close(),
                 Err(problem) => merge.problems.push(format!("{problem:#}")),
             }
+            merge.names.push(input.name.to_string_lossy().into());
             merge.inputs.push(input);
         }
         merge
@@ -89,9 +92,15 @@ impl Merge {
         }
     }
 
-    /// The line that was peeked at.
-    pub(super) fn pop(&mut self) -> Option<Record> {
-        self.inputs.get_mut(self.current?)?.pop()
+    /// The line that was peeked at, and which log it is of.
+    pub(super) fn pop(&mut self) -> Option<(usize, Record)> {
+        let place = self.current?;
+        Some((place, self.inputs.get_mut(place)?.pop()?))
+    }
+
+    /// What a log is called.
+    pub(super) fn name(&self, log: usize) -> Option<&Arc<str>> {
+        self.names.get(log)
     }
 
     fn peek_at(&mut self, place: usize) -> Option<Timestamp> {

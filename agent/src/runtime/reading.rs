@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use portcullis_engine::Feed;
+use portcullis_engine::{Feed, Line};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -170,15 +170,15 @@ impl Reading {
         batch: &'a Batch,
         lines: &mut impl Iterator<Item = (u64, &'a [u8])>,
         counters: &Counters,
-    ) -> Vec<&'a [u8]> {
+    ) -> Vec<Line<'a>> {
         let one_in = batch.feed.map_or(1, |feed| feed.one_in);
         let mut taken = Vec::with_capacity(GROUP);
-        for (_, line) in lines {
+        for (offset, text) in lines {
             self.lines += u64::from(!batch.is_again());
-            if line.len() > batch.max_line {
-                self.overlong(batch, line, counters);
+            if text.len() > batch.max_line {
+                self.overlong(batch, text, counters);
             } else if one_in <= 1 || self.random.u32(..one_in) == 0 {
-                taken.push(line);
+                taken.push(Line { text, offset });
                 if taken.len() == GROUP {
                     break;
                 }
@@ -400,6 +400,19 @@ mod tests {
         for (_, line) in batch.piece.lines() {
             reading.malformed(batch, line, "no JSON", now);
         }
+    }
+
+    #[test]
+    fn lines_are_taken_with_their_places_in_the_file() {
+        let batch = batch(LOG, 3);
+        let (mut reading, mut lines) = (reading(), batch.piece.lines());
+        let taken = reading.take(&batch, &mut lines, &Counters::default());
+        let places = taken.iter().map(|line| (line.text, line.offset));
+        let places: Vec<_> = places.collect();
+        assert_eq!(
+            places,
+            [(&b"what"[..], 1000), (b"what", 1005), (b"what", 1010)]
+        );
     }
 
     #[test]

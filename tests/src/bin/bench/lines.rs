@@ -14,7 +14,7 @@ use portcullis::{
     config::Config,
     source::{self, CHUNK, Limits, Piece, Start, tail::Tail},
 };
-use portcullis_engine::{Engine, Saved, Timestamp, parse::Format};
+use portcullis_engine::{Engine, Line, Saved, Timestamp, parse::Format};
 use portcullis_tests::lab::{clock, wait::eventually};
 use serde::Deserialize;
 use serde_json::json;
@@ -304,7 +304,8 @@ impl Counted {
         let mut lines = piece.lines();
         loop {
             group.clear();
-            group.extend(lines.by_ref().take(16).map(|(_, line)| line));
+            let next = lines.by_ref().take(16);
+            group.extend(next.map(|(offset, text)| Line { text, offset }));
             if group.is_empty() {
                 break;
             }
