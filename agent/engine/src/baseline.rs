@@ -385,8 +385,13 @@ impl Baseline {
             stddev.max(self.settings.floor_stddev),
         );
         // What grows faster than sites do is not learnt as it comes.
-        let was_learnt = self.normal.learnt != Learnt::WarmUp;
-        if self.settings.growth_per_hour > 0.0 && was_learnt {
+        // From one slot to the next it is no growth: both are known.
+        let is_growth = match (self.normal.learnt, learnt) {
+            (Learnt::WarmUp, _) | (_, Learnt::WarmUp) => false,
+            (Learnt::Hour(was), Learnt::Hour(is)) => was == is,
+            _ => true,
+        };
+        if self.settings.growth_per_hour > 0.0 && is_growth {
             let hours = now.secs().saturating_sub(self.computed) as f64 / 3600.0;
             let growth = self.settings.growth_per_hour.powf(hours);
             mean = mean.min(self.normal.mean * growth);

@@ -50,8 +50,8 @@ pub struct Settings {
     pub attack_requests: u32,
     /// Attack mode goes on for so many seconds after the alarm.
     pub aftermath_secs: u32,
-    /// So many banned members of a prefix get all of it banned, if nobody else there behaves: an IPv4 /24, an IPv6 /56 of /64s, an
-    /// IPv6 /48 of /56s. 0: prefixes are never banned.
+    /// So many banned members of a prefix get all of it banned, if nobody else there behaves: an IPv4 /24 or an IPv6 /56; twice as many of an
+    /// IPv6 /48. 0: prefixes are never banned.
     pub prefix_members: u32,
 }
 
@@ -358,7 +358,7 @@ impl Settings {
                 score: 0.0,
                 floor_refused: 0.02,
                 floor_missing: 0.05,
-                half_life_secs: 75.0,
+                half_life_secs: 72.0,
                 distinct: 10,
             },
             room: 1.0,
@@ -383,7 +383,7 @@ impl Default for Settings {
                 times_floor: 4.0,
             },
             failures: failures::Settings {
-                score: 13.8,
+                score: 15.7,
                 ..ordered.failures
             },
             room: 3.0,

@@ -601,10 +601,11 @@ impl Engine {
             self.watch_site(self.now);
             self.watch_attack(self.now);
         }
-        let (watch, ledger) = (&mut self.watch, &self.ledger);
+        let (watch, ledger, refused) = (&mut self.watch, &self.ledger, &self.refused);
         self.clients.sweep(second, window, |subject, client| {
             let offences = ledger.offences(subject);
-            if offences.is_none_or(|offences| offences.count == 0) {
+            let is_clean = offences.is_none_or(|offences| offences.count == 0);
+            if is_clean && !refused.contains_key(&subject) {
                 watch.gone(subject, client, second);
             }
         });
@@ -973,7 +974,7 @@ impl Engine {
         for (prefix, members) in self.prefixes.note(subject, least, now) {
             let is_banned = self.ledger.get(prefix).is_some();
             // Whoever of it is known and not banned behaves, if they did not come with an attack.
-            let watch = &self.watch;
+            let (watch, refused) = (&self.watch, &self.refused);
             let has_regulars = match prefix.net() {
                 IpNet::V4(net) => {
                     watch.has_regulars_in(net, |host| self.ledger.get(host).is_none())
@@ -982,7 +983,7 @@ impl Engine {
             };
             // What was refused lately is on record here, too, and behaves as little as what was banned.
             let is_spared = |subject: Subject, client: &Client| {
-                client.refusal_told_until <= now && watch.is_spared(subject, client)
+                !refused.contains_key(&subject) && watch.is_spared(subject, client)
             };
             if !is_banned && !has_regulars && !self.clients.has_any_in(prefix, is_spared) {
                 let finding = Finding {

@@ -25,7 +25,7 @@ pub struct Settings {
 }
 
 /// Share of failing answers of somebody who guesses.
-const GUESSER_REFUSED: f64 = 0.6;
+const GUESSER_REFUSED: f64 = 0.98;
 const GUESSER_MISSING: f64 = 0.8;
 /// Where so many of the answers fail to those who behave, it is the site that fails: nothing is held against anybody.
 const SITE_FAILS: f64 = 0.25;
@@ -203,9 +203,9 @@ mod tests {
     ) -> (f64, usize, usize, usize, usize) {
         let (refused, missing) = (normal.0.max(0.02), normal.1.max(0.05));
         let step = |answer| match answer {
-            Answer::Refused => (0.6 / refused).ln(),
+            Answer::Refused => (0.98 / refused).ln(),
             Answer::Missing => (0.8 / missing).ln(),
-            _ => (0.4 / (1.0 - refused)).ln(),
+            _ => (0.02 / (1.0 - refused)).ln(),
         };
         let Some((_, _, now)) = all.last() else {
             return (0.0, 0, 0, 0, 0);
@@ -318,7 +318,7 @@ mod tests {
             series.add(&settings(), Answer::Refused, None, at, (0.0, 0.0));
             f64::from(series.score)
         };
-        let step = 30_f64.ln();
+        let step = 49_f64.ln();
         assert!((add(1000) - step).abs() < 1e-5);
         assert!((add(990) - 2.0 * step).abs() < 1e-5);
         assert!((add(1000) - 3.0 * step).abs() < 1e-5);

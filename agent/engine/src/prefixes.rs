@@ -59,9 +59,9 @@ impl Prefixes {
             self.stillest.remove(&(network.newest, prefix));
             self.stillest.insert((now, prefix));
             network.newest = now;
-            let least = (least * times) as usize;
+            let least = least.saturating_mul(*times) as usize;
             // More than are asked for need not be known.
-            if network.members.len() < 4 * least {
+            if network.members.len() < least.saturating_mul(4) {
                 network.members.insert(client);
             }
             // An IPv4 network has many masters: those who behave have had the time to be seen.

@@ -19,7 +19,6 @@ use crate::{
     paths::{self, Paths},
     regulars::Regulars,
     subject::Subject,
-    time::Timestamp,
     window::Window,
 };
 
@@ -200,10 +199,13 @@ impl Watch {
             .any(|host| self.regulars.contains(host) && counts(host))
     }
 
-    /// A client has gone. If nothing was held against it, it was a regular one: what was flagged and could not be banned, be it a
-    /// client or a network, teaches nothing.
+    /// A client has gone that nothing was held against. Who came with an attack is no regular of it.
     pub fn gone(&mut self, subject: Subject, client: &Client, now: u64) {
-        if client.refusal_told_until > Timestamp::default() {
+        let came_with_it = self.attack.is_some_and(|attack| match &client.habits {
+            Some(habits) => is_newcomer(habits, &attack),
+            None => true,
+        });
+        if came_with_it {
             return;
         }
         self.regulars.add(subject, now);

@@ -271,7 +271,7 @@ fn the_fifth_quick_wrong_password_flags_and_the_fourth_does_not() {
         (Test::Failures, 5, 5)
     );
     assert!(
-        (finding.value - 5.0 * (0.6_f64 / 0.02).ln()).abs() < 1e-4,
+        (finding.value - 5.0 * (0.98_f64 / 0.02).ln()).abs() < 1e-4,
         "{finding}"
     );
 }
@@ -354,30 +354,31 @@ fn slow_failures_never_flag() {
     let mut bench = Bench::new(only_added());
     for path in 0..100 {
         bench.ask(HOST, page(path), 404);
-        // One each 30 s comes to 14.05 at last, which is over 13.8: a wrong password each 31 s does not.
+        // One each 30 s comes to 15.6 at last.
         bench.ask("198.51.100.2", page(1), 401);
-        bench.pass(31);
+        bench.pass(30);
     }
     assert_eq!(bench.bans(), Vec::<String>::new());
 }
 
 #[test]
-fn one_failure_in_five_answers_is_safe_for_ever_and_every_second_is_not() {
-    let played = |fine: u32| {
+fn every_second_answer_may_fail_and_three_of_four_may_not() {
+    // Some programs are refused first, each time, and then let in.
+    let played = |failures: u32| {
         let mut bench = Bench::new(only_added());
-        for path in 0..100 {
-            bench.ask(HOST, page(1000 + path), 404);
-            bench.ask("198.51.100.2", page(1), 401);
-            for n in 0..fine {
-                bench.ask(HOST, asset(n), 200);
-                bench.ask("198.51.100.2", asset(n), 200);
+        for round in 0..100 {
+            for n in 0..failures {
+                bench.ask(HOST, page(1000 + round * failures + n), 404);
+                bench.ask("198.51.100.2", page(1), 401);
             }
+            bench.ask(HOST, asset(1), 200);
+            bench.ask("198.51.100.2", asset(1), 200);
             bench.pass(2);
         }
         bench.bans().len()
     };
-    assert_eq!(played(4), 0);
-    assert_eq!(played(1), 2);
+    assert_eq!(played(1), 0);
+    assert_eq!(played(3), 2);
 }
 
 #[test]
@@ -671,7 +672,11 @@ fn the_traffic_of_somebody_who_is_banned_already_is_no_attack_on_the_site() {
 fn members(settings: Settings, before: impl Fn(&mut Bench), clients: &[String]) -> Bench {
     let mut bench = Bench::new(settings);
     before(&mut bench);
-    for client in clients {
+    for (number, client) in clients.iter().enumerate() {
+        // The fifth comes more than a minute after the first: neighbours have had the time to be seen.
+        if (1..5).contains(&number) {
+            bench.pass(16);
+        }
         bench.guess(client);
     }
     bench
@@ -827,6 +832,7 @@ fn everything(bench: &mut Bench) {
     bench.visitors(700);
     for client in of_24() {
         (0..6).for_each(|_| bench.ask(&client, page(7), 401));
+        bench.visitors(16);
     }
     (0..140).for_each(|_| bench.ask(HOST, page(1), 200));
     for _ in 0..50 {
@@ -909,7 +915,7 @@ fn the_evidence_has_what_is_needed_to_check_it_by_hand() {
     assert_eq!((finding.mean, finding.stddev), (2.0, 0.5));
     assert_eq!(finding.rate, 10.0 / 60.0);
     assert_eq!(finding.score, (10.0 / 60.0 - 2.0) / 0.5);
-    assert_eq!((finding.window_secs, finding.threshold), (60, 13.8));
+    assert_eq!((finding.window_secs, finding.threshold), (60, 15.7));
     assert_eq!(
         (finding.requests, finding.errors, finding.distinct),
         (10, 10, 10)
@@ -928,7 +934,7 @@ fn the_evidence_has_what_is_needed_to_check_it_by_hand() {
         ]
     );
     let score = 10.0 * (0.8_f64 / 0.05).ln();
-    let words = format!("10 of 10 answers failed, score {score:.1} > 13.8, 10 different paths");
+    let words = format!("10 of 10 answers failed, score {score:.1} > 15.7, 10 different paths");
     assert_eq!(finding.to_string(), words);
     let event = bench.events(Action::Ban)[0];
     assert_eq!(
@@ -1117,19 +1123,6 @@ fn members_who_came_earlier_and_are_banned_now_do_not_spare_their_network() {
         bench.pass(4000);
     };
     assert!(members(only_added(), earlier, &of_24()).is_banned("192.0.2.0/24"));
-}
-
-#[test]
-fn a_network_that_could_not_be_banned_once_is_not_spared_for_that() {
-    let mut settings = only_added();
-    settings.max_bans = 5;
-    let mut bench = members(settings, |_| {}, &of_24());
-    assert_eq!(bench.told(Action::Refuse).len(), 1, "there was no room");
-    // All of it is over, and the refusal with it.
-    bench.pass(2000);
-    assert_eq!(bench.bans(), Vec::<String>::new());
-    bench.guess("192.0.2.6");
-    assert!(bench.is_banned("192.0.2.0/24"), "{:?}", bench.bans());
 }
 
 #[test]
