@@ -382,31 +382,32 @@ impl Watch {
     ) -> Option<Finding> {
         let caps = *self.population.caps();
         let spans = spans(settings);
-        let mut found = None;
         let efforts = efforts(window, habits, clock);
-        for (span, effort) in efforts.into_iter().enumerate() {
+        for (peak, effort) in habits.peaks.iter_mut().zip(efforts) {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "a peak that is higher is as high as that"
             )]
-            let peak = effort.min(65_535.0) as u16;
-            habits.peaks[span] = habits.peaks[span].max(peak);
-            if caps[span] > 0.0 && effort > caps[span] && found.is_none() {
-                found = Some((span, effort));
-            }
+            let reached = effort.min(65_535.0) as u16;
+            *peak = reached.max(*peak);
         }
-        let (span, effort) = found?;
-        let room = self.room(settings, Some(habits));
         // Nobody is flagged for the luck of a sample.
         let margin = 3.0 * (window.variance() as f64).sqrt();
-        if effort - margin <= caps[span] * room {
+        let is_over =
+            |span: usize, room: f64| caps[span] > 0.0 && efforts[span] - margin > caps[span] * room;
+        if !(0..SPANS).any(|span| is_over(span, 1.0)) {
             return None;
         }
+        let room = self.room(settings, Some(habits));
+        let span = (0..SPANS).find(|span| is_over(*span, room))?;
+        let length = spans[span];
+        let rate = efforts[span] / f64::from(length);
         Some(Finding {
-            value: effort,
-            window_secs: spans[span],
-            rate: effort / f64::from(spans[span]),
+            value: efforts[span],
+            window_secs: length,
+            rate,
+            score: (rate - normal.mean) / normal.stddev,
             ..detect::finding(
                 settings,
                 normal,
