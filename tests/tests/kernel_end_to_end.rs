@@ -213,6 +213,42 @@ fn a_ban_comes_with_the_request_that_is_one_too_many_and_no_earlier() -> Result<
 }
 
 #[test]
+fn a_scanner_and_a_guesser_are_dropped_long_before_their_rate_tells_and_a_visitor_is_not()
+-> Result<()> {
+    let lab = Lab::new()?;
+    let nginx = Nginx::start(&lab)?;
+    let mut config = Config::new(nginx.log());
+    config.additions = true;
+    config.window_secs = 60;
+    let agent = Agent::start(&lab, &config)?;
+    let (scanner, guesser, visitor) = (client_v4(1), client_v4(2), client_v6(3, 1));
+    // Who is banned for it may not see the end of the last answer.
+    let ask = |client, path: &str| drop(lab.get(client, path, ANSWER));
+    for n in 0..10 {
+        ask(scanner, &format!("/missing/{n}.php"));
+        ask(visitor, "/");
+        ask(visitor, "/logo.png");
+        ask(visitor, "/missing/page");
+    }
+    for _ in 0..5 {
+        ask(guesser, "/login");
+    }
+    for (client, words) in [
+        (scanner, "10 of 10 answers failed"),
+        (guesser, "5 of 5 answers failed"),
+    ] {
+        let ban = agent.event("ban", &subject(client), 1, SOON)?;
+        let condition = ban["condition"].as_str().unwrap_or_default();
+        ensure!(condition.contains(words), "{ban}");
+        let log = ban["finding"]["samples"][0]["log"].as_str();
+        ensure!(log == nginx.log().to_str(), "{ban}");
+        ensure!(lab.get(client, "/", ANSWER).is_err(), "{client}");
+    }
+    ensure!(lab.get(visitor, "/", ANSWER)? == 200, "the visitor is out");
+    Ok(())
+}
+
+#[test]
 fn at_the_end_of_a_ban_the_next_packet_passes() -> Result<()> {
     let mut site = Site::new(|config| config.schedule = vec!["2s", "10m"])?;
     let source = client_v4(1);

@@ -56,6 +56,8 @@ pub struct Config {
     pub interfaces: Vec<&'static str>,
     /// The state folder's name.
     pub state: &'static str,
+    /// Are there the tests beside the ordered ones, with their defaults? Without them a verdict is exact to the request.
+    pub additions: bool,
     /// More lines of the section `source`.
     pub source: String,
     /// More sections.
@@ -81,6 +83,7 @@ impl Config {
             webhook: None,
             interfaces: vec![EDGE_INTERFACE],
             state: STATE,
+            additions: false,
             source: String::new(),
             sections: String::new(),
         }
@@ -111,6 +114,11 @@ impl Config {
                 json!(lab.dir().join("webhook"))
             )
         });
+        let (additions, members) = if self.additions {
+            ("", "")
+        } else {
+            (ORDERED_ALONE, "prefix_members = 0\n")
+        };
         format!(
             "mode = {mode}
 [source]
@@ -129,8 +137,8 @@ warm_up_secs = {warm_up}
 warm_up_ceiling_rps = {ceiling:?}
 floor_mean_rps = 1.0
 floor_stddev_rps = 0.5
-[bans]
-schedule = {schedule}
+{additions}[bans]
+{members}schedule = {schedule}
 max_bans = 65536
 allow = {allow}
 [enforce]
@@ -164,6 +172,22 @@ socket = {socket}
         )
     }
 }
+
+/// Switches the tests off that stand beside the ordered ones.
+const ORDERED_ALONE: &str = "growth_per_hour = 0
+freeze_secs = 0
+[detect.caps]
+second = 0
+ten_seconds = 0
+window = 0
+ten_windows = 0
+shared_address = 1
+[detect.failures]
+score = 0
+[detect.site]
+cusum_limit = 0
+newcomer_requests = 0
+";
 
 /// Name of the usual state folder.
 const STATE: &str = "state";
