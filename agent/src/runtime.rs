@@ -5,7 +5,11 @@ mod explained;
 mod reading;
 pub mod shutdown;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -349,6 +353,9 @@ fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
 /// An engine that protects this host, too.
 fn start_engine(config: &Config, saved: Saved, now: Timestamp) -> Engine {
     let mut settings = config.engine.clone();
+    // Standard hashers are keyed at random.
+    let key = RandomState::new().hash_one(now.millis());
+    settings.format = settings.format.keyed(key);
     if config.allow_host {
         for (net, why) in host::protected() {
             debug!("{net} is never banned: {why}");
