@@ -28,7 +28,7 @@ pub struct Settings {
 const GUESSER_REFUSED: f64 = 0.98;
 const GUESSER_MISSING: f64 = 0.8;
 /// Where so many of the answers fail to those who behave, it is the site that fails: nothing is held against anybody.
-const SITE_FAILS: f64 = 0.25;
+pub const SITE_FAILS: f64 = 0.25;
 /// Different paths that are kept of a client; more need not be told apart.
 const MAX_DISTINCT: usize = 16;
 

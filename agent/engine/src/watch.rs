@@ -13,7 +13,7 @@ use crate::{
     caps::{self, Population, SPANS, UNIT},
     clients::Client,
     detect::{self, Finding, Settings, Test},
-    failures::Answer,
+    failures::{Answer, SITE_FAILS},
     habits::{Habits, Manner, Noted, Place, SLICES},
     parse::{Record, TargetKind},
     paths::{self, Paths},
@@ -32,6 +32,8 @@ const NEWCOMERS_MEMORY: u64 = 1024;
 const STANDING_HALF_LIFE: f64 = 60.0;
 /// Shares of others' answers say something from so many on.
 const STANDING_LEAST: f64 = 10.0;
+/// For so long the site is taken to fail once it did.
+const SITE_FAILS_SECS: u64 = 900;
 /// A site whose requests are at least to this share for what comes with pages has visitors who load it.
 const HAS_ASSETS: f64 = 0.2;
 
@@ -44,6 +46,10 @@ struct Standing {
     missing: f64,
     /// Who failed last: one client's failures are one voice.
     last: u32,
+    /// The second until which the site is taken to fail, in either way, after those who behave have said so: soon none of them is
+    /// left who could say it again.
+    refuses_until: u64,
+    misses_until: u64,
 }
 
 impl Standing {
@@ -66,15 +72,34 @@ impl Standing {
         if matches!(answer, Answer::Refused | Answer::Missing) {
             self.last = client;
         }
+        let (refused, missing) = self.measured();
+        if refused >= SITE_FAILS {
+            self.refuses_until = second + SITE_FAILS_SECS;
+        }
+        if missing >= SITE_FAILS {
+            self.misses_until = second + SITE_FAILS_SECS;
+        }
     }
 
-    /// Shares of refused and of missing answers.
-    fn shares(&self) -> (f64, f64) {
+    fn measured(&self) -> (f64, f64) {
         let all = self.fine + self.refused + self.missing;
         if all < STANDING_LEAST {
             return (0.0, 0.0);
         }
         (self.refused / all, self.missing / all)
+    }
+
+    /// Shares of refused and of missing answers.
+    fn shares(&self, second: u64) -> (f64, f64) {
+        let (refused, missing) = self.measured();
+        let held = |share: f64, until: u64| {
+            let fails = (until.saturating_sub(SITE_FAILS_SECS)..until).contains(&second);
+            if fails { share.max(SITE_FAILS) } else { share }
+        };
+        (
+            held(refused, self.refuses_until),
+            held(missing, self.misses_until),
+        )
     }
 }
 
@@ -284,7 +309,7 @@ impl Watch {
                     }
                     _ => answer,
                 };
-                let normal_shares = self.standing.shares();
+                let normal_shares = self.standing.shares(second);
                 let path = record.target.map(|target| target.path);
                 let verdict = habits.series.add(
                     &settings.failures,
@@ -496,4 +521,25 @@ fn is_newcomer(habits: &Habits, attack: &Attack) -> bool {
 /// Seconds since the epoch, as they are kept of each client.
 fn narrow(second: u64) -> u32 {
     u32::try_from(second).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_that_failed_is_taken_to_fail_when_nobody_is_left_who_could_say_so() {
+        let mut standing = Standing::default();
+        (0..20).for_each(|client| standing.add(Answer::Fine, client, 1000));
+        assert_eq!(standing.shares(1000), (0.0, 0.0));
+        (0..5).for_each(|_| standing.add(Answer::Missing, 7, 1001));
+        assert!(standing.shares(1001).1 < SITE_FAILS, "one voice");
+        (0..7).for_each(|client| standing.add(Answer::Missing, client, 1002));
+        assert!(standing.shares(1002).1 >= SITE_FAILS);
+        standing.add(Answer::Missing, 1, 1500);
+        assert_eq!(standing.measured(), (0.0, 0.0), "too little is left");
+        assert_eq!(standing.shares(1500), (0.0, SITE_FAILS));
+        assert_eq!(standing.shares(1002 + SITE_FAILS_SECS), (0.0, 0.0));
+        assert_eq!(standing.shares(10), (0.0, 0.0), "the clock was set back");
+    }
 }
