@@ -394,8 +394,8 @@ impl Baseline {
         if self.settings.growth_per_hour > 0.0 && is_growth {
             let hours = now.secs().saturating_sub(self.computed) as f64 / 3600.0;
             let growth = self.settings.growth_per_hour.powf(hours);
-            mean = mean.min(self.normal.mean * growth);
-            stddev = stddev.min(self.normal.stddev * growth);
+            mean = mean.min(self.normal.mean * growth.max(1.0));
+            stddev = stddev.min(self.normal.stddev * growth.max(1.0));
         }
         self.normal = Normal {
             mean,

@@ -193,6 +193,8 @@ const SETTLED: u64 = 2;
 
 /// Proxies that are known by what they do, besides those that are configured; further ones are not kept.
 const MAX_PROXIES: usize = 1024;
+/// In seconds.
+const DAY: u64 = 86_400;
 /// Logs whose names are kept for evidence.
 const MAX_LOGS: usize = 1024;
 /// So many lines are looked up at a time.
@@ -414,7 +416,15 @@ impl Engine {
                 && self.site.requests() == 0
                 && self.alarm.is_none()
                 && self.aftermath.is_none();
-            let stride = if is_quiet { self.next_change() } else { next };
+            let stride = match self.ledger.next_end() {
+                _ if !is_quiet => next,
+                // Of a long silence its last day says it all.
+                end if now.secs() - self.now.secs() > 2 * DAY => {
+                    let end = end.map_or(u64::MAX, |end| end.millis().div_ceil(1000));
+                    end.min(now.secs() - DAY)
+                }
+                _ => self.next_change(),
+            };
             self.tick(Timestamp::from_secs(stride.clamp(next, now.secs())));
         }
     }
@@ -636,8 +646,11 @@ impl Engine {
         }
         let caps = &self.settings.detect.caps;
         self.watch.population.compute(caps, second);
-        let learnt = Box::new(self.saved_baseline());
-        self.command(Command::Save(Change::Baseline(learnt)));
+        let learnt = Change::Baseline(Box::new(self.saved_baseline()));
+        let is_baseline = |command: &Command| matches!(command, Command::Save(Change::Baseline(_)));
+        // Of those that nobody has fetched the newest is enough.
+        self.commands.retain(|command| !is_baseline(command));
+        self.command(Command::Save(learnt));
         let Normal {
             mean,
             stddev,

@@ -51,11 +51,16 @@ impl Answer {
     pub fn of(record: &Record) -> Self {
         let kind = record.target.map(|target| target.kind);
         match (record.status, kind) {
+            // What comes with a page says nothing of who asks for it.
+            (0..400, Some(TargetKind::Unbidden | TargetKind::Asset | TargetKind::Filed)) => {
+                Self::Neither
+            }
             (0..400, _) => Self::Fine,
+            (401, _) => Self::Refused,
             // A page that lacks its pictures fails for everybody who opens it.
             (_, Some(TargetKind::Unbidden | TargetKind::Asset)) => Self::Neither,
-            (401 | 403, _) => Self::Refused,
-            (400 | 404 | 405 | 406 | 409..=417 | 421 | 422 | 431 | 444 | 451, _) => Self::Missing,
+            (403, _) => Self::Refused,
+            (400 | 404 | 405 | 406 | 410 | 414 | 421 | 431 | 444 | 451, _) => Self::Missing,
             _ => Self::Neither,
         }
     }

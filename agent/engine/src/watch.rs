@@ -289,6 +289,11 @@ impl Watch {
             attack.note(habits, noted, is_known);
         }
         if was_fine {
+            let answer = if record.status < 400 {
+                Answer::Fine
+            } else {
+                answer
+            };
             self.standing.add(answer, mark, second);
             if answer == Answer::Missing
                 && let Some(path) = page

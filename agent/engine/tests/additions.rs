@@ -371,8 +371,8 @@ fn every_second_answer_may_fail_and_three_of_four_may_not() {
                 bench.ask(HOST, page(1000 + round * failures + n), 404);
                 bench.ask("198.51.100.2", page(1), 401);
             }
-            bench.ask(HOST, asset(1), 200);
-            bench.ask("198.51.100.2", asset(1), 200);
+            bench.ask(HOST, page(5000 + round), 200);
+            bench.ask("198.51.100.2", page(1), 200);
             bench.pass(2);
         }
         bench.bans().len()
@@ -1451,4 +1451,55 @@ fn the_properties_reach_every_test() {
     for test in ["Cap", "Failures", "Members", "OnePage", "TimesMean"] {
         assert!(reached.contains(test), "{test}: {reached:?}");
     }
+}
+
+#[test]
+fn a_pause_of_decades_asks_for_little_and_a_ban_in_it_ends_on_time() {
+    let mut bench = Bench::new(added());
+    (0..5).for_each(|_| bench.ask(HOST, page(1), 401));
+    let end = bench.now + Duration::from_secs(600);
+    let later = Timestamp::from_secs(bench.now.secs() + 50 * 365 * 86_400);
+    bench.engine.pass_until(later);
+    let mut unbanned = None;
+    let (mut saves, mut commands) = (0, 0);
+    while let Some(command) = bench.engine.next_command() {
+        commands += 1;
+        match command {
+            Command::Unban(_, _, at) => unbanned = Some(at),
+            Command::Save(Change::Baseline(_)) => saves += 1,
+            _ => {}
+        }
+    }
+    assert_eq!((unbanned, saves), (Some(end), 1));
+    assert!(commands < 4000, "{commands}");
+}
+
+#[test]
+fn a_path_dressed_up_as_a_picture_is_none() {
+    let guessed = |path: &str, status| {
+        let mut bench = Bench::new(added());
+        for n in 0..12 {
+            let path = path.replace('N', &n.to_string());
+            let target = Some(Target::of(path.as_bytes(), 0));
+            bench.ask(HOST, target, status);
+            bench.pass(1);
+        }
+        bench.is_banned(HOST)
+    };
+    for path in [
+        "/js/../login",
+        "/js/%2e%2e/login",
+        "/wp-login.php/x.css",
+        "/favicon.ico/login",
+    ] {
+        assert!(guessed(path, 401), "{path}");
+    }
+    for path in ["/js/../N.zip", "/uploads/N.zip", "/sitemapN.php.bak"] {
+        assert!(guessed(path, 404), "{path}");
+    }
+    assert!(
+        guessed("/logo.png", 401),
+        "nobody is refused a picture so often"
+    );
+    assert!(!guessed("/img/N.png", 404));
 }

@@ -21,14 +21,17 @@ pub enum Kind {
     Page,
     /// What a browser fetches with a page: style sheets, scripts, images, fonts, media.
     Asset,
+    /// What lies in a folder of such things, under any name.
+    Filed,
     /// What browsers, phones and well-behaved robots ask for unbidden, be it there or not.
     Unbidden,
 }
 
-const ASSETS: [u64; 29] = words([
-    b"avif", b"bmp", b"css", b"eot", b"gif", b"ico", b"jpeg", b"jpg", b"js", b"jxl", b"m4a",
-    b"m4s", b"mjs", b"mp3", b"mp4", b"mpeg", b"mpg", b"ogg", b"otf", b"png", b"svg", b"ts", b"ttf",
-    b"wasm", b"webm", b"webp", b"woff", b"woff2", b"xbm",
+const ASSETS: [u64; 39] = words([
+    b"aac", b"flac", b"m3u8", b"m4v", b"mov", b"mpd", b"mvt", b"opus", b"pbf", b"vtt", b"avif",
+    b"bmp", b"css", b"eot", b"gif", b"ico", b"jpeg", b"jpg", b"js", b"jxl", b"m4a", b"m4s", b"mjs",
+    b"mp3", b"mp4", b"mpeg", b"mpg", b"ogg", b"otf", b"png", b"svg", b"ts", b"ttf", b"wasm",
+    b"webm", b"webp", b"woff", b"woff2", b"xbm",
 ]);
 
 /// Folders that sites keep such things in, with or without an extension.
@@ -46,14 +49,18 @@ const PROGRAMS: [u64; 7] = words([b"php", b"asp", b"aspx", b"jsp", b"cgi", b"exe
 
 const MAP: u64 = word(b"map");
 
-/// How the names of what is asked for unbidden begin.
-const UNBIDDEN: [&[u8]; 6] = [
-    b"favicon",
-    b"apple-touch-icon",
-    b"sitemap",
-    b"browserconfig.xml",
-    b"manifest.json",
-    b"site.webmanifest",
+/// How the names of what is asked for unbidden begin, and what they may end on.
+const UNBIDDEN: [(&[u8], &[u64]); 9] = [
+    (b"favicon", &words([b"ico", b"png", b"svg", b"gif"])),
+    (b"apple-touch-icon", &words([b"png"])),
+    (b"sitemap", &words([b"xml", b"gz"])),
+    (b"browserconfig.xml", &words([b"xml"])),
+    (b"manifest.json", &words([b"json"])),
+    (b"site.webmanifest", &[0]),
+    // What file managers look for in every folder.
+    (b".ds_store", &[0]),
+    (b"desktop.ini", &words([b"ini"])),
+    (b"thumbs.db", &words([b"db"])),
 ];
 
 impl Target {
@@ -105,31 +112,57 @@ impl Kind {
     fn of(path: &[u8]) -> Self {
         let name = memrchr(b'/', path).map_or(path, |slash| &path[slash + 1..]);
         let extension = memrchr(b'.', name).map_or(0, |dot| word(&name[dot + 1..]));
-        if PROGRAMS.contains(&extension) {
+        if PROGRAMS.contains(&extension) || is_odd(path) {
             return Self::Page;
         }
         // The first byte tells most names, without a call.
-        let begins = |text: &&[u8]| {
+        let is_one = |(text, extensions): &(&[u8], &[u64])| {
             name.first().map(u8::to_ascii_lowercase) == text.first().copied()
+                && extensions.contains(&if extensions == &[0] { 0 } else { extension })
                 && name
                     .get(..text.len())
                     .is_some_and(|head| head.eq_ignore_ascii_case(text))
         };
         let unbidden = extension == MAP
-            || UNBIDDEN.iter().any(begins)
+            || name.starts_with(b"._")
+            || UNBIDDEN.iter().any(is_one)
             || path == b"/robots.txt"
             || path == b"/ads.txt"
             || path.starts_with(b"/.well-known/");
         if unbidden {
             Self::Unbidden
-        } else if ASSETS.contains(&extension)
-            || !PAGES.contains(&extension) && !name.is_empty() && is_in_folder(path)
-        {
+        } else if ASSETS.contains(&extension) {
             Self::Asset
+        } else if !PAGES.contains(&extension) && !name.is_empty() && is_in_folder(path) {
+            Self::Filed
         } else {
             Self::Page
         }
     }
+}
+
+/// Is it written as nobody writes a path to such a thing: with a way back, an escape or a double slash in it, or through a program?
+/// Nginx may make another path of it.
+fn is_odd(path: &[u8]) -> bool {
+    let is_program = |folder: &[u8]| {
+        memrchr(b'.', folder).is_some_and(|dot| PROGRAMS.contains(&word(&folder[dot + 1..])))
+    };
+    let mut folders = path
+        .strip_prefix(b"/")
+        .unwrap_or(path)
+        .split(|byte| *byte == b'/');
+    let escapes = |triple: &[u8]| {
+        let [b'%', digits @ ..] = triple else {
+            return false;
+        };
+        [b"2e", b"2f", b"5c", b"00"]
+            .iter()
+            .any(|odd| digits.eq_ignore_ascii_case(*odd))
+    };
+    memchr(b';', path).is_some()
+        || memchr(b'%', path).is_some() && path.windows(3).any(escapes)
+        || folders.any(|folder| folder == b".." || folder == b"." || is_program(folder))
+        || path.windows(2).any(|pair| pair == b"//")
 }
 
 /// Is the first or the second folder one of those?
@@ -190,8 +223,21 @@ mod tests {
             ("/.well-known/shell.php", Kind::Page),
             ("/favicon.php", Kind::Page),
             ("/png", Kind::Page),
-            ("/image/60844/productModel/200x200", Kind::Asset),
-            ("/shop/Static/x", Kind::Asset),
+            ("/image/60844/productModel/200x200", Kind::Filed),
+            ("/shop/Static/x", Kind::Filed),
+            ("/js/../login", Kind::Page),
+            ("/js/%2e%2e/login.css", Kind::Page),
+            ("/js//login.css", Kind::Page),
+            ("/wp-login.php/x.css", Kind::Page),
+            ("/login;x.css", Kind::Page),
+            ("/a%20b.png", Kind::Asset),
+            ("/sitemap1.php.bak", Kind::Page),
+            ("/sitemap-posts.xml.gz", Kind::Unbidden),
+            ("/favicon-32x32.png", Kind::Unbidden),
+            ("/favicon.zip", Kind::Page),
+            ("/dav/._notes.txt", Kind::Unbidden),
+            ("/dav/.DS_Store", Kind::Unbidden),
+            ("/live/stream.m3u8?x=1", Kind::Asset),
             ("/images", Kind::Page),
             ("/images/", Kind::Page),
             ("/images/tour.html", Kind::Page),
