@@ -5,6 +5,7 @@
 
 mod json;
 mod log_format;
+mod method;
 mod scan;
 mod target;
 mod template;
@@ -12,8 +13,11 @@ mod value;
 
 use std::net::IpAddr;
 
-pub use self::target::{Kind as TargetKind, Target};
 use self::template::Template;
+pub use self::{
+    method::Method,
+    target::{Kind as TargetKind, Target},
+};
 use crate::time::Timestamp;
 
 /// What the detector needs of a line.
@@ -29,6 +33,8 @@ pub struct Record {
     pub peer: Option<IpAddr>,
     /// What was asked for, where the log has it.
     pub target: Option<Target>,
+    /// Does it only ask, where the log says so?
+    pub method: Option<Method>,
     /// Hash of the `User-Agent`, where the log has it.
     pub agent: Option<u32>,
     /// The byte of its log at which the line begins; whoever reads the line sets it.
@@ -45,6 +51,7 @@ impl Record {
             status,
             peer: None,
             target: None,
+            method: None,
             agent: None,
             offset: 0,
         }

@@ -137,6 +137,7 @@ pub(super) fn exactly(line: &[u8], fields: &Fields, key: Option<u64>) -> Result<
             }
         },
         target: line.target,
+        method: None,
         agent: line.agent,
         ..Record::new(line.at, client, line.status)
     })

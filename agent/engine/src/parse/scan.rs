@@ -65,6 +65,7 @@ pub(super) fn scan(line: &[u8], fields: &Fields, key: u64) -> Option<Record> {
     Some(Record {
         peer: peer.flatten(),
         target: path.and_then(|text| target::target(text, key)),
+        method: None,
         agent: agent.and_then(|text| target::agent(text, key)),
         ..Record::new(at?, client?, status?)
     })

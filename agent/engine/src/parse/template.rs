@@ -432,6 +432,7 @@ impl<'a> Found<'a> {
             peer: value::peer(self.peer)
                 .map_err(|_| malformed("$realip_remote_addr", self.peer))?,
             target: target::target(self.path, key),
+            method: None,
             agent: target::agent(self.agent, key),
             ..Record::new(at, client, status)
         })
