@@ -330,6 +330,11 @@ fn declare(r: &mut Reader) -> Config {
             "user_agent",
             "$http_user_agent; may be left out of the log.",
         ),
+        method: r.text(
+            "method",
+            "method",
+            "$request_method or $request; may be left out of the log, and need not be in it where path is $request.",
+        ),
     };
     let format = match Format::new(&format, fields) {
         Ok(format) => format,

@@ -65,6 +65,7 @@ fn nginx_answers_any_client_and_logs_it_with_exactly_the_fields_of_the_format() 
             "source_ip",
             "status",
             "timestamp",
+            "user_agent",
         ]
     );
     assert_eq!(last["path"], "/a\"b\\c?\u{e9}");

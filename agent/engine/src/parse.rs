@@ -73,6 +73,8 @@ pub struct Fields {
     pub path: String,
     /// Nginx's `$http_user_agent`.
     pub user_agent: String,
+    /// Nginx's `$request_method` or `$request`. A path that is a whole `$request` says it, too.
+    pub method: String,
 }
 
 impl Default for Fields {
@@ -84,6 +86,7 @@ impl Default for Fields {
             peer: "realip_remote_addr".to_owned(),
             path: "path".to_owned(),
             user_agent: "user_agent".to_owned(),
+            method: "method".to_owned(),
         }
     }
 }
@@ -109,6 +112,8 @@ impl Fields {
             Some(Field::Path)
         } else if is(&self.user_agent) {
             Some(Field::Agent)
+        } else if is(&self.method) {
+            Some(Field::Method)
         } else {
             None
         }
@@ -122,6 +127,7 @@ impl Fields {
             &self.peer,
             &self.path,
             &self.user_agent,
+            &self.method,
         ])
     }
 
@@ -138,7 +144,7 @@ fn distinct(names: &[&String]) -> Result<(), String> {
     for (place, name) in names.iter().enumerate() {
         if names[..place].contains(name) {
             return Err(format!(
-                "{name:?} names two fields: time, client, status, peer, path and user_agent each need a key of their own"
+                "{name:?} names two fields: time, client, status, peer, path, user_agent and method each need a key of their own"
             ));
         }
     }
@@ -154,6 +160,7 @@ enum Field {
     Peer,
     Path,
     Agent,
+    Method,
 }
 
 /// How the lines of a log are written.
@@ -475,6 +482,10 @@ mod tests {
             (names("a", "b", "c", ""), "empty"),
             (names("a", "b", "a", "d"), r#""a" names two fields"#),
             (names("a", "b", "c", "path"), r#""path" names two fields"#),
+            (
+                names("a", "b", "c", "method"),
+                r#""method" names two fields"#,
+            ),
         ] {
             let error = Format::new("auto", fields).unwrap_err();
             assert!(error.contains(reason), "{error}");

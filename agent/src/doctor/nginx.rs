@@ -22,8 +22,8 @@ use crate::{runtime::clock, source::follow};
 
 const LOG_FORMAT: &str = "log_format portcullis escape=json '{\"timestamp\":\"$msec\",\"source_ip\":\"$remote_addr\",\
                           \"realip_remote_addr\":\"$realip_remote_addr\",\"method\":\"$request_method\",\"path\":\"$request_uri\",\
-                          \"status\":\"$status\",\"response_size\":\"$body_bytes_sent\",\"request_time\":\"$request_time\",\
-                          \"request_id\":\"$request_id\"}';";
+                          \"status\":\"$status\",\"response_size\":\"$body_bytes_sent\",\"user_agent\":\"$http_user_agent\",\
+                          \"request_time\":\"$request_time\",\"request_id\":\"$request_id\"}';";
 
 const COMBINED: &str = "$remote_addr - $remote_user [$time_local] \"$request\" $status $body_bytes_sent \"$http_referer\" \
                         \"$http_user_agent\"";

@@ -16,7 +16,7 @@ use super::clock;
 pub fn line(source: IpAddr, status: u16) -> String {
     let now = clock::epoch_millis();
     format!(
-        r#"{{"timestamp":"{}.{:03}","source_ip":"{source}","realip_remote_addr":"{source}","method":"GET","path":"/","status":"{status}","response_size":"3","request_time":"0.000","request_id":"00000000000000000000000000000000"}}{}"#,
+        r#"{{"timestamp":"{}.{:03}","source_ip":"{source}","realip_remote_addr":"{source}","method":"GET","path":"/","status":"{status}","response_size":"3","user_agent":"","request_time":"0.000","request_id":"00000000000000000000000000000000"}}{}"#,
         now / 1000,
         now % 1000,
         '\n'

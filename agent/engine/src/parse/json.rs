@@ -8,7 +8,7 @@ use serde::{
 };
 
 use super::{
-    Field, Fields, Malformed, Record, Target, clipped,
+    Field, Fields, Malformed, Method, Record, Target, clipped,
     log_format::{AGENT, Kind, PATHS, Part, TIMES},
     scan, target, value,
 };
@@ -20,7 +20,7 @@ pub(super) fn read(line: &[u8], fields: &Fields, key: u64) -> Result<Record, Mal
         return Ok(record);
     }
     match repairing(line, fields, Some(key)) {
-        // Perhaps no text stands where a path or a user agent should.
+        // Perhaps no text stands where a path, a user agent or a method should.
         Err(Malformed::Json { .. }) => repairing(line, fields, None),
         result => result,
     }
@@ -90,6 +90,9 @@ pub(super) fn fields(parts: &[Part], others: Fields) -> Result<Fields, String> {
         peer: key_of("realip_remote_addr").unwrap_or(others.peer),
         path: first_of(PATHS).unwrap_or(others.path),
         user_agent: key_of(AGENT).unwrap_or(others.user_agent),
+        method: key_of("request_method")
+            .or_else(|| key_of("request"))
+            .unwrap_or(others.method),
     };
     fields.check_needed()?;
     match read(sample.as_bytes(), &fields, 0) {
@@ -108,10 +111,11 @@ struct Line {
     peer: Option<Result<IpAddr, String>>,
     target: Option<Target>,
     agent: Option<u32>,
+    method: Option<Method>,
 }
 
-/// Reads a line that is JSON as it is. Without a key for their hashes, path and user agent are passed over, whatever they are;
-/// with one, each has to be a text or null.
+/// Reads a line that is JSON as it is. Without a key for hashes, path, user agent and method are passed over, whatever they
+/// are; with one, each has to be a text or null.
 pub(super) fn exactly(line: &[u8], fields: &Fields, key: Option<u64>) -> Result<Record, Malformed> {
     let mut deserializer = serde_json::Deserializer::from_slice(line);
     let line = Object { fields, key }
@@ -137,7 +141,7 @@ pub(super) fn exactly(line: &[u8], fields: &Fields, key: Option<u64>) -> Result<
             }
         },
         target: line.target,
-        method: None,
+        method: line.method,
         agent: line.agent,
         ..Record::new(line.at, client, line.status)
     })
@@ -169,7 +173,7 @@ impl<'de> Visitor<'de> for Object<'_> {
             key: hashes,
         } = self;
         let (mut at, mut client, mut status, mut peer) = (None, None, None, None);
-        let (mut path, mut agent) = (None, None);
+        let (mut path, mut agent, mut method) = (None, None, None);
         while let Some(key) = map.next_key_seed(Key(fields))? {
             let (name, again) = match (key, hashes) {
                 (Some(Field::Time), _) => (
@@ -199,6 +203,11 @@ impl<'de> Visitor<'de> for Object<'_> {
                     agent = Some(text.filter(|_| agent.is_none()));
                     continue;
                 }
+                (Some(Field::Method), Some(key)) => {
+                    let text = map.next_value_seed(Text(|text, _| target::method(text), key))?;
+                    method = Some(text.filter(|_| method.is_none()));
+                    continue;
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                     continue;
@@ -209,13 +218,15 @@ impl<'de> Visitor<'de> for Object<'_> {
             }
         }
         let missing = |name: &str| A::Error::custom(format_args!("missing field `{name}`"));
+        let (target, requested) = path.flatten().unzip();
         Ok(Line {
             at: at.ok_or_else(|| missing(&fields.time))?,
             client: client.ok_or_else(|| missing(&fields.client))?,
             status: status.ok_or_else(|| missing(&fields.status))?,
             peer,
-            target: path.flatten(),
+            target,
             agent: agent.flatten(),
+            method: method.flatten().or(requested.flatten()),
         })
     }
 }

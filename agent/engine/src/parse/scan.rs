@@ -9,7 +9,7 @@ pub(super) fn scan(line: &[u8], fields: &Fields, key: u64) -> Option<Record> {
     is_plain(line).then_some(())?;
     let mut rest = Rest(line);
     let (mut at, mut client, mut status, mut peer) = (None, None, None, None);
-    let (mut path, mut agent) = (None, None);
+    let (mut path, mut agent, mut method) = (None, None, None);
     rest.take(b"{\"")?;
     loop {
         let name = rest.string()?;
@@ -46,6 +46,7 @@ pub(super) fn scan(line: &[u8], fields: &Fields, key: u64) -> Option<Record> {
             }
             (Some(Field::Path), Value::String(text)) if path.is_none() => path = Some(text),
             (Some(Field::Agent), Value::String(text)) if agent.is_none() => agent = Some(text),
+            (Some(Field::Method), Value::String(text)) if method.is_none() => method = Some(text),
             (Some(_), _) => return None,
             // `serde_json` wants UTF-8 of it.
             (None, _) if !name.is_ascii() => return None,
@@ -62,10 +63,11 @@ pub(super) fn scan(line: &[u8], fields: &Fields, key: u64) -> Option<Record> {
     }
     rest.take(b"}")?;
     rest.0.is_empty().then_some(())?;
+    let (target, requested) = path.and_then(|text| target::target(text, key)).unzip();
     Some(Record {
         peer: peer.flatten(),
-        target: path.and_then(|text| target::target(text, key)),
-        method: None,
+        target,
+        method: method.and_then(target::method).or(requested.flatten()),
         agent: agent.and_then(|text| target::agent(text, key)),
         ..Record::new(at?, client?, status?)
     })
@@ -155,6 +157,7 @@ mod tests {
             peer: "via".to_owned(),
             path: "request".to_owned(),
             user_agent: "ua".to_owned(),
+            method: "verb".to_owned(),
         };
         agree_with(line, &Fields::default()).or(agree_with(line, &others))
     }
@@ -183,12 +186,14 @@ mod tests {
             r#"{"timestamp":"2026-11-22T18:11:06+00:00","source_ip":"192.0.2.1","status":"200","realip_remote_addr":"10.0.0.1"}"#,
             r#"{"time":"22/Nov/2026:18:11:06 +0000","remote":"192.0.2.1","code":404,"via":"","status":"x"}"#,
             r#"{"time":1,"remote":"192.0.2.1","code":404,"request":"GET /a?b HTTP/1.1","ua":"curl/8.5.0","path":1,"user_agent":2}"#,
-            r#"{"timestamp":1,"source_ip":"192.0.2.1","path":"","user_agent":"-","status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","path":"","user_agent":"-","method":"-","status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","method":"","path":"POST /a HTTP/1.1","status":200}"#,
+            r#"{"time":1,"remote":"192.0.2.1","code":404,"request":"- /","verb":"GET /a HTTP/1.1","method":1}"#,
         ] {
             assert!(agree(line.as_bytes()).is_some(), "{line}");
         }
         // What clients write need not be UTF-8.
-        for name in ["path", "user_agent", "other"] {
+        for name in ["path", "user_agent", "method", "other"] {
             let line = [
                 br#"{"timestamp":1,"source_ip":"192.0.2.1","status":200,""#,
                 name.as_bytes(),
@@ -221,6 +226,9 @@ mod tests {
             r#"{"timestamp":1,"source_ip":"192.0.2.1","path":1,"status":200}"#,
             r#"{"timestamp":1,"source_ip":"192.0.2.1","path":"/a","path":"/a","status":200}"#,
             r#"{"timestamp":1,"source_ip":"192.0.2.1","user_agent":"","user_agent":"a","status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","method":1,"status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","method":"GET","method":"GET","status":200}"#,
+            r#"{"timestamp":1,"source_ip":"192.0.2.1","method":"\u0047ET","status":200}"#,
             "{\"timestamp\":1,\"source_ip\":\"192.0.2.1\",\"path\":\"a\tb\",\"status\":200}",
         ] {
             assert!(agree(line.as_bytes()).is_none(), "{line}");
@@ -272,9 +280,10 @@ mod tests {
             r#"{"time":"22/Nov/2026:18:11:06 +0000","remote":"192.0.2.1","code":404,"via":"10.0.0.1","status":"x"}"#,
             r#"{"timestamp":1,"source_ip":"192.0.2.1","status":200,"path":"/a.css","user_agent":"curl/8.5.0"}"#,
             r#"{"time":1,"request":"GET /a?b HTTP/1.1","ua":"-","remote":"192.0.2.1","code":404,"ub":"x"}"#,
+            r#"{"time":1,"verb":"-","request":"POST /a","remote":"192.0.2.1","code":404,"verc":"GET"}"#,
         ]);
         let byte = prop_oneof![
-            prop::sample::select(br#"{}":,\.0123456789aeE+- []u"#.to_vec()),
+            prop::sample::select(br#"{}":,\.0123456789aeE+- []u/"#.to_vec()),
             any::<u8>()
         ];
         let bends = prop::collection::vec((any::<prop::sample::Index>(), byte, 0..3), 0..4);
@@ -298,6 +307,14 @@ mod tests {
         #[test]
         fn a_bent_line_is_read_as_serde_json_reads_it(line in bent()) {
             agree(&line);
+        }
+
+        #[test]
+        fn a_method_is_what_serde_json_makes_of_it(method in "(GET|POST|HEAD|get|-)?[ /a-]?", path in "(GET|POST|-)?[ /]{0,2}[a -]{0,2}", turned: bool) {
+            let (method, path) = (format!(r#""method":"{method}""#), format!(r#""path":"{path}""#));
+            let (one, other) = if turned { (path, method) } else { (method, path) };
+            let line = format!(r#"{{"timestamp":1,{one},"source_ip":"192.0.2.1",{other},"status":200}}"#);
+            prop_assert!(agree(line.as_bytes()).is_some());
         }
 
         #[test]

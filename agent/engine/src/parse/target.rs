@@ -5,6 +5,8 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use foldhash::fast::FixedState;
 use memchr::{memchr, memchr2, memrchr};
 
+use super::Method;
+
 /// What a request asked for. Paths are attackers' words: they are told apart by a keyed hash, and never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -68,14 +70,10 @@ impl Target {
     /// clients from finding paths that pass for one another.
     #[must_use]
     pub fn of(text: &[u8], key: u64) -> Self {
-        let word = |text| {
-            memchr(b' ', text).map_or((text, None), |end| (&text[..end], text.get(end + 1..)))
-        };
-        // A method has no slash and is followed by the path.
-        let path = match word(text) {
-            (first, Some(rest)) if memchr(b'/', first).is_none() => word(rest).0,
-            (first, _) => first,
-        };
+        Self::of_path(parts(text).1, key)
+    }
+
+    fn of_path(path: &[u8], key: u64) -> Self {
         let end = memchr2(b'?', b'#', path);
         let path = &path[..end.unwrap_or(path.len())];
         Self {
@@ -85,9 +83,32 @@ impl Target {
     }
 }
 
-/// The target that a log's field holds, if it holds any.
-pub(super) fn target(text: &[u8], key: u64) -> Option<Target> {
-    is_there(text).then(|| Target::of(text, key))
+/// The method, if there is one, and the path of what [`Target::of`] takes.
+fn parts(text: &[u8]) -> (&[u8], &[u8]) {
+    match word_of(text) {
+        // A method has no slash and is followed by the path.
+        (first, Some(rest)) if memchr(b'/', first).is_none() => (first, word_of(rest).0),
+        (first, _) => (b"", first),
+    }
+}
+
+/// Up to the first space, and what comes after it.
+fn word_of(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    memchr(b' ', text).map_or((text, None), |end| (&text[..end], text.get(end + 1..)))
+}
+
+/// What a log's field of the path holds, if it holds anything: the target, and the method where it is a whole `$request`.
+pub(super) fn target(text: &[u8], key: u64) -> Option<(Target, Option<Method>)> {
+    is_there(text).then(|| {
+        let (first, path) = parts(text);
+        (Target::of_path(path, key), method(first))
+    })
+}
+
+/// The method that a log's field holds, if it holds any: by itself, or with the rest of a `$request`.
+pub(super) fn method(text: &[u8]) -> Option<Method> {
+    let word = word_of(text).0;
+    is_there(word).then(|| Method::of(word))
 }
 
 /// Hash of the `User-Agent` that a log's field holds, if it holds any.
@@ -254,6 +275,41 @@ mod tests {
             ("GET ", Kind::Page),
         ] {
             assert_eq!(Target::of(path.as_bytes(), 0).kind, kind, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_whole_request_says_its_method_and_a_path_says_none() {
+        for (text, expected) in [
+            ("GET /x HTTP/1.1", Some(Method::Safe)),
+            ("GET ", Some(Method::Safe)),
+            ("POST /x y HTTP/1.1", Some(Method::Unsafe)),
+            ("get /x", Some(Method::Unsafe)),
+            ("GET", None),
+            ("/GET /x", None),
+            ("- /x", None),
+            (" /x", None),
+        ] {
+            let (target, method) = target(text.as_bytes(), 7).unwrap();
+            assert_eq!(method, expected, "{text}");
+            assert_eq!(target, Target::of(text.as_bytes(), 7));
+        }
+        assert_eq!((target(b"", 7), target(b"-", 7)), (None, None));
+    }
+
+    #[test]
+    fn a_method_is_the_first_word_of_its_field() {
+        for (text, expected) in [
+            ("GET", Some(Method::Safe)),
+            ("PROPFIND", Some(Method::Safe)),
+            ("GET /x HTTP/1.1", Some(Method::Safe)),
+            ("PATCH", Some(Method::Unsafe)),
+            ("\u{16}\u{3}\u{1}", Some(Method::Unsafe)),
+            ("", None),
+            ("-", None),
+            (" /x", None),
+        ] {
+            assert_eq!(method(text.as_bytes()), expected, "{text}");
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Nginx never leaves a raw double quote in a value. So format and line are both cut there, and the n-th stretch of the one
 //! goes with the n-th stretch of the other. Within a stretch, all that clients write is one hole: what is needed is matched
-//! from the left up to it, and from the right back to it. A path or a user agent is read where it is all of the hole.
+//! from the left up to it, and from the right back to it. A path or a user agent is read where it is all of the hole, a
+//! method beside it, too.
 
 use std::fmt;
 
@@ -29,7 +30,7 @@ struct Stretch {
     left: Vec<Piece>,
     /// Matched back from its end, the last one first.
     right: Vec<Piece>,
-    /// What lies between these two, where that can be told.
+    /// What lies between these two, where it can be told what that is.
     middle: Option<Middle>,
     /// A double quote ends it.
     closed: bool,
@@ -40,7 +41,9 @@ struct Stretch {
 struct Middle {
     left: Vec<Piece>,
     right: Vec<Piece>,
-    /// What is between them; none: nothing may be.
+    /// Something may be between them: what clients write.
+    is_open: bool,
+    /// Which of the fields that is.
     hole: Option<Field>,
 }
 
@@ -102,6 +105,7 @@ impl Template {
                         "remote_addr" => Some(Field::Client),
                         "status" => Some(Field::Status),
                         "realip_remote_addr" => Some(Field::Peer),
+                        "request_method" => Some(Field::Method),
                         name if name == time => Some(Field::Time),
                         _ => None,
                     };
@@ -120,6 +124,8 @@ impl Template {
         let field = |hole: &str| match hole {
             AGENT => Some(Field::Agent),
             hole if Some(hole) == path => Some(Field::Path),
+            // The path is read elsewhere.
+            "request" => Some(Field::Method),
             _ => None,
         };
         let count = stretches.len();
@@ -187,9 +193,13 @@ fn hole(pieces: &[Piece]) -> Option<&str> {
     let (Some((place, Piece::Variable { name, .. })), None) = (free.next(), free.next()) else {
         return None;
     };
-    let front: Vec<&Piece> = pieces[..=place].iter().collect();
-    let back: Vec<&Piece> = pieces[place..].iter().rev().collect();
-    (ends(&front, first_byte).is_ok() && ends(&back, last_byte).is_ok()).then_some(name)
+    tells(&pieces[..=place], &pieces[place..]).then_some(name)
+}
+
+/// Can it be told where what clients write begins, after what is in front of it, and ends, before what is behind it?
+fn tells(front: &[Piece], back: &[Piece]) -> bool {
+    let (front, back): (Vec<_>, Vec<_>) = (front.iter().collect(), back.iter().rev().collect());
+    ends(&front, first_byte).is_ok() && ends(&back, last_byte).is_ok()
 }
 
 impl Stretch {
@@ -212,11 +222,9 @@ impl Stretch {
         };
         let left = needed(front.iter().collect(), first_byte)?;
         let right = needed(back.iter().rev().collect(), last_byte)?;
-        let all: Vec<&Piece> = pieces.iter().collect();
-        let is_fixed = first.is_none() && ends(&all, first_byte).is_ok();
-        let middle = (wanted.is_some() || is_fixed).then(|| {
+        let middle = tells(front, back).then(|| {
             let end = first.unwrap_or(pieces.len());
-            let begin = first.map_or(end, |first| first + 1);
+            let begin = last.map_or(end, |last| last + 1);
             Middle {
                 left: pieces[left.len()..end].to_vec(),
                 right: pieces[begin..pieces.len() - right.len()]
@@ -224,6 +232,7 @@ impl Stretch {
                     .rev()
                     .cloned()
                     .collect(),
+                is_open: first.is_some(),
                 hole: wanted,
             }
         });
@@ -240,9 +249,10 @@ impl Stretch {
     }
 
     fn is_wanted(&self) -> bool {
-        self.middle
-            .as_ref()
-            .is_some_and(|middle| middle.hole.is_some())
+        self.middle.as_ref().is_some_and(|middle| {
+            let mut pieces = middle.left.iter().chain(&middle.right);
+            middle.hole.is_some() || pieces.any(|piece| piece.field().is_some())
+        })
     }
 
     /// Whether all of it is as in the format, as far as that can be told.
@@ -266,7 +276,15 @@ impl Stretch {
                 .strip_back(text, found)
                 .ok_or_else(|| no(piece, text))?;
         }
-        let fits = |middle: &Middle| middle.read(text, found).is_some();
+        let fits = |middle: &Middle| {
+            let method = found.method;
+            let fits = middle.read(text, found).is_some();
+            if !fits {
+                // What has been taken for it may be something else.
+                found.method = method;
+            }
+            fits
+        };
         Ok(self.closed == closed && self.middle.as_ref().is_none_or(fits))
     }
 }
@@ -278,7 +296,7 @@ impl Middle {
         let mut back = self.right.iter();
         let text = back.try_fold(text, |text, piece| piece.strip_back(text, found))?;
         found.set(self.hole, text);
-        (self.hole.is_some() || text.is_empty()).then_some(())
+        (self.is_open || text.is_empty()).then_some(())
     }
 }
 
@@ -293,8 +311,16 @@ impl Piece {
         )
     }
 
+    const fn field(&self) -> Option<Field> {
+        match self {
+            Self::Text(_) => None,
+            Self::Variable { field, .. } => *field,
+        }
+    }
+
+    /// A method is read where it stands, but no line needs one.
     const fn is_needed(&self) -> bool {
-        matches!(self, Self::Variable { field: Some(_), .. })
+        !matches!(self.field(), None | Some(Field::Method))
     }
 
     /// Refuses a value that could go on into the piece that is read after it. `near` is the byte of a text that is met first.
@@ -403,6 +429,7 @@ struct Found<'a> {
     peer: &'a [u8],
     path: &'a [u8],
     agent: &'a [u8],
+    method: &'a [u8],
 }
 
 impl<'a> Found<'a> {
@@ -414,6 +441,7 @@ impl<'a> Found<'a> {
             Some(Field::Peer) => self.peer = value,
             Some(Field::Path) => self.path = value,
             Some(Field::Agent) => self.agent = value,
+            Some(Field::Method) => self.method = value,
             None => {}
         }
     }
@@ -428,11 +456,12 @@ impl<'a> Found<'a> {
             value::address(self.client).ok_or_else(|| malformed("$remote_addr", self.client))?;
         let status =
             value::status(self.status).ok_or_else(|| no("status from 0 to 999", self.status))?;
+        let (target, requested) = target::target(self.path, key).unzip();
         Ok(Record {
             peer: value::peer(self.peer)
                 .map_err(|_| malformed("$realip_remote_addr", self.peer))?,
-            target: target::target(self.path, key),
-            method: None,
+            target,
+            method: target::method(self.method).or(requested.flatten()),
             agent: target::agent(self.agent, key),
             ..Record::new(at, client, status)
         })
