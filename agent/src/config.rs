@@ -449,7 +449,7 @@ fn declare(r: &mut Reader) -> Config {
     r.section(
         "detect.caps",
         "How much one client may do in several spans of time, whatever the site's rate. Counted is effort: a request counts in full, \
-         one for a page that is new to the client and known to others as 0.4, what browsers fetch with a page as 0.25 (as 0.35 \
+         one for a page that is new to the client and known to others as 0.55, what browsers fetch with a page as 0.25 (as 0.35 \
          where the log has no path). 0: that span is not looked at.",
     );
     let mut floor = |key: &str, span: usize, doc: &str| {
@@ -458,11 +458,15 @@ fn declare(r: &mut Reader) -> Config {
     let floors = [
         floor("second", 0, "In a second."),
         floor("ten_seconds", 1, "In ten seconds."),
-        floor("window", 2, "In a window (detect.window_secs)."),
-        floor("ten_windows", 3, "In ten windows."),
+        floor(
+            "window",
+            2,
+            "In a window of 60 s; in one of another length (detect.window_secs) in proportion.",
+        ),
+        floor("ten_windows", 3, "In ten such windows."),
     ];
     let caps = caps::Settings {
-        floors,
+        floors: caps::in_proportion(floors, window_secs),
         times_floor: r.number(
             "times_floor",
             defaults.caps.times_floor,

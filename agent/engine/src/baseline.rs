@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{caps, time::Timestamp};
+use crate::{caps, time::Timestamp, usual::Usual};
 
 /// How the baseline is learnt.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,6 +143,9 @@ pub struct Saved {
     /// What single clients do.
     #[serde(default)]
     pub(crate) population: caps::Saved,
+    /// And which of them do much.
+    #[serde(default)]
+    pub(crate) usual: Usual,
 }
 
 /// What is known of an hour of the day, UTC.
@@ -183,6 +186,7 @@ impl Saved {
         }
         if self.population.is_empty() {
             self.population = other.population.clone();
+            self.usual = other.usual.clone();
         }
     }
 
@@ -289,6 +293,7 @@ impl Baseline {
             recent: self.recent.iter().copied().collect(),
             hours: self.hours.to_vec(),
             population: caps::Saved::default(),
+            usual: Usual::default(),
         }
     }
 

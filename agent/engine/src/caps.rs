@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Effort of one request that counts in full; fractions are whole numbers in this unit.
 pub const UNIT: u32 = 20;
 /// Of one for a path that is new to the client and known to others: what somebody does who looks around.
-pub const FRESH: u32 = 8;
+pub const FRESH: u32 = 11;
 /// The same in the longest span: looking around for so long is work, too.
 pub const FRESH_FOR_LONG: u32 = 16;
 /// And for a path that is new to the client and known to nobody.
@@ -31,6 +31,14 @@ pub struct Settings {
     pub floors: [f64; SPANS],
     /// The caps may rise to so many times the floors; 1: nothing is learnt.
     pub times_floor: f64,
+}
+
+/// Floors for windows of another length than 60 s.
+#[must_use]
+pub fn in_proportion(floors: [f64; SPANS], window_secs: u32) -> [f64; SPANS] {
+    let times = f64::from(window_secs) / 60.0;
+    let [second, ten, window, windows] = floors;
+    [second, ten, window * times, windows * times]
 }
 
 impl Saved {

@@ -33,6 +33,10 @@ impl Client {
 /// How many clients a full table looks at to find the one that gives way.
 const CANDIDATES: usize = 16;
 
+/// Of so many clients one may have habits, which take more room than all the rest; but at least so many in all may.
+const HABITS_OF: usize = 4;
+const LEAST_HABITS: usize = 1024;
+
 /// How many clients are looked at for silence whenever time passes.
 const SWEEP: usize = 512;
 
@@ -46,6 +50,9 @@ pub struct Clients {
     max: usize,
     hand: usize,
     evictions: u64,
+    /// How many clients have habits, and may have.
+    habits: usize,
+    max_habits: usize,
 }
 
 impl Clients {
@@ -57,6 +64,8 @@ impl Clients {
             max: max.max(1),
             hand: 0,
             evictions: 0,
+            habits: 0,
+            max_habits: (max / HABITS_OF).max(LEAST_HABITS),
         }
     }
 
@@ -108,25 +117,89 @@ impl Clients {
         self.table.get_mut(&subject)
     }
 
-    /// Forgets a client and returns what was known of it.
-    pub fn remove(&mut self, subject: Subject) -> Option<Client> {
-        self.table.swap_remove(&subject)
+    /// Gives a client habits, and returns its entry, if it has one. Where as many as may have them do, those of the client with
+    /// the fewest requests among a few are dropped; if none of these has fewer, the client has to wait for its next request.
+    pub fn give_habits(
+        &mut self,
+        subject: Subject,
+        habits: Box<Habits>,
+        now: u64,
+        length: u64,
+    ) -> Option<&mut Client> {
+        let requests = self.table.get(&subject)?.window.requests();
+        let is_room = self.habits < self.max_habits || self.drop_habits(requests, now, length);
+        let client = self.table.get_mut(&subject)?;
+        if is_room && client.habits.is_none() {
+            client.habits = Some(habits);
+            self.habits += 1;
+        }
+        Some(client)
+    }
+
+    /// How scarce the room for habits is: 0 while half of it is free, up to 5 when all of it is taken.
+    #[must_use]
+    pub const fn scarcity(&self) -> u32 {
+        let eighths = 8 * self.habits / self.max_habits;
+        match eighths {
+            0..4 => 0,
+            4 => 1,
+            5 => 2,
+            6 => 3,
+            7 => 4,
+            _ => 5,
+        }
+    }
+
+    /// Drops the habits of somebody with fewer requests, if there is anybody.
+    fn drop_habits(&mut self, requests: u64, now: u64, length: u64) -> bool {
+        let mut lightest = None;
+        let mut least = requests;
+        for _ in 0..CANDIDATES.min(self.table.len()) {
+            self.step(self.table.len());
+            let Some((_, client)) = self.table.get_index_mut(self.hand) else {
+                return false;
+            };
+            client.window.advance(now, length, |_| {});
+            if client.habits.is_some() && client.window.requests() < least {
+                least = client.window.requests();
+                lightest = Some(self.hand);
+            }
+            self.hand += 1;
+        }
+        let client = lightest.and_then(|index| self.table.get_index_mut(index));
+        let Some((_, client)) = client else {
+            return false;
+        };
+        client.habits = None;
+        self.habits -= 1;
+        true
+    }
+
+    /// Takes from a client all that is known of it, and leaves its entry.
+    pub fn strip(&mut self, subject: Subject) -> Client {
+        let client = self.table.get_mut(&subject);
+        let client = client.map(std::mem::take).unwrap_or_default();
+        self.habits -= usize::from(client.habits.is_some());
+        client
+    }
+
+    /// Forgets a client.
+    pub fn remove(&mut self, subject: Subject) {
+        self.strip(subject);
+        self.table.swap_remove(&subject);
     }
 
     /// Forgets some of those that have fallen silent, and gives them to `gone`. Called as time passes.
     pub fn sweep(&mut self, now: u64, length: u64, mut gone: impl FnMut(Subject, &Client)) {
         for _ in 0..SWEEP.min(self.table.len()) {
-            self.hand = if self.hand < self.table.len() {
-                self.hand
-            } else {
-                0
-            };
+            self.step(self.table.len());
             let Some((subject, client)) = self.table.get_index_mut(self.hand) else {
                 return;
             };
             client.window.advance(now, length, |_| {});
             if client.is_gone(now, length) {
                 gone(*subject, client);
+                self.habits -= usize::from(client.habits.is_some());
                 self.table.swap_remove_index(self.hand);
             } else {
                 self.hand += 1;
@@ -137,11 +210,7 @@ impl Clients {
     fn evict(&mut self, now: u64, length: u64) {
         let mut lightest = None;
         for _ in 0..CANDIDATES.min(self.table.len()) {
-            self.hand = if self.hand < self.table.len() {
-                self.hand
-            } else {
-                0
-            };
+            self.step(self.table.len());
             let Some((_, client)) = self.table.get_index_mut(self.hand) else {
                 return;
             };
@@ -152,9 +221,18 @@ impl Clients {
             }
             self.hand += 1;
         }
-        if let Some((_, index)) = lightest {
-            self.table.swap_remove_index(index);
+        if let Some((_, index)) = lightest
+            && let Some((_, client)) = self.table.swap_remove_index(index)
+        {
+            self.habits -= usize::from(client.habits.is_some());
             self.evictions += 1;
+        }
+    }
+
+    /// The hand goes round.
+    const fn step(&mut self, len: usize) {
+        if self.hand >= len {
+            self.hand = 0;
         }
     }
 
@@ -184,6 +262,7 @@ impl Clients {
     /// Forgets everybody.
     pub fn clear(&mut self) {
         self.table.clear();
+        self.habits = 0;
     }
 
     /// Clients in the table.
@@ -234,6 +313,50 @@ mod tests {
             100
         );
         assert!(clients.evictions() > 9_000);
+    }
+
+    #[test]
+    fn habits_are_bounded_and_the_lightest_client_loses_them() {
+        let mut clients = Clients::new(8192);
+        assert_eq!((clients.max_habits, clients.scarcity()), (2048, 0));
+        let mut come = |n, requests| {
+            for _ in 0..requests {
+                clients
+                    .touch(subject(n), None, 1000, 60)
+                    .window
+                    .add(1000, false, 1);
+            }
+            let given = clients.give_habits(subject(n), Box::default(), 1000, 60);
+            (
+                given.unwrap().habits.is_some(),
+                clients.habits,
+                clients.scarcity(),
+            )
+        };
+        assert_eq!(come(0, 100), (true, 1, 0));
+        let mut scarcities = std::collections::BTreeSet::new();
+        for n in 1..8000 {
+            let (_, habits, scarcity) = come(n, 1 + n / 1000);
+            assert!(habits <= 2048);
+            scarcities.insert(scarcity);
+        }
+        assert_eq!(
+            scarcities.into_iter().collect::<Vec<_>>(),
+            [0, 1, 2, 3, 4, 5]
+        );
+        assert!(clients.get(subject(0)).unwrap().habits.is_some());
+        // What goes makes room.
+        let with_habits: Vec<u32> = (0..8000)
+            .filter(|n| clients.get(subject(*n)).unwrap().habits.is_some())
+            .collect();
+        assert_eq!(with_habits.len(), clients.habits);
+        with_habits[..1000]
+            .iter()
+            .for_each(|n| clients.remove(subject(*n)));
+        assert!(clients.strip(subject(with_habits[1000])).habits.is_some());
+        assert_eq!(clients.habits, with_habits.len() - 1001);
+        (0..100).for_each(|n| clients.sweep(2000 + n, 60, |_, _| {}));
+        assert_eq!((clients.len(), clients.habits), (0, 0));
     }
 
     #[test]

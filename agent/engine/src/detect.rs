@@ -383,7 +383,7 @@ impl Default for Settings {
                 times_floor: 4.0,
             },
             failures: failures::Settings {
-                score: 15.7,
+                score: 15.6,
                 ..ordered.failures
             },
             room: 3.0,

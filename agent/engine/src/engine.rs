@@ -20,7 +20,7 @@ use crate::{
     detect::{self, Finding, Sample, Test},
     explain::{self, Explanation, Spared, SparedBy},
     habits::{Habits, Place},
-    ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term},
+    ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term, Weight},
     parse::{Format, Malformed, Record},
     prefixes::Prefixes,
     subject::Subject,
@@ -195,6 +195,9 @@ const SETTLED: u64 = 2;
 const MAX_PROXIES: usize = 1024;
 /// In seconds.
 const DAY: u64 = 86_400;
+/// In a second so many IPv6 networks are looked at for members who behave; others have to wait for another member's ban, a minute
+/// later.
+const MAX_LOOKS: u32 = 4;
 /// Logs whose names are kept for evidence.
 const MAX_LOGS: usize = 1024;
 /// So many lines are looked up at a time.
@@ -238,6 +241,8 @@ pub struct Engine {
     ledger: Ledger,
     watch: Watch,
     prefixes: Prefixes,
+    /// IPv6 networks that may be looked at in this second.
+    looks: u32,
     /// Until when the refusal of a ban (the client is allowlisted, the table is full) need not be told again.
     refused: BTreeMap<Subject, Timestamp>,
     cusum: Cusum,
@@ -294,9 +299,13 @@ impl Engine {
             ),
             watch: Watch::new(
                 &settings.detect,
-                saved.baseline.as_ref().map(|saved| &saved.population),
+                saved
+                    .baseline
+                    .as_ref()
+                    .map(|saved| (&saved.population, &saved.usual)),
             ),
             prefixes: Prefixes::default(),
+            looks: MAX_LOOKS,
             refused: BTreeMap::new(),
             cusum: Cusum::default(),
             sum_from: None,
@@ -481,8 +490,18 @@ impl Engine {
             return;
         }
         self.legitimate.add(second, error, weight);
-        let client = self.clients.touch(subject, place, clock, window);
+        let scarcity = self.clients.scarcity();
+        let mut client = self.clients.touch(subject, place, clock, window);
         client.window.add(second, error, weight);
+        if client.habits.is_none() && self.watch.is_worth_watching(client, scarcity) {
+            let first = client.window.oldest().unwrap_or(second);
+            let habits = self.watch.habits(subject, first);
+            let given = self.clients.give_habits(subject, habits, clock, window);
+            let Some(given) = given else {
+                return;
+            };
+            client = given;
+        }
         let normal = self.baseline.normal();
         let line = Place {
             log: self.log,
@@ -495,15 +514,21 @@ impl Engine {
         );
         if let Some(mut finding) = finding {
             // Banned or not, what it has done is no normal traffic.
-            let mut done = std::mem::take(&mut client.window);
-            let habits = client.habits.take();
+            let Client {
+                window: mut done,
+                habits,
+            } = self.clients.strip(subject);
             finding.samples = samples(&self.logs, habits.as_deref().map(Habits::samples));
+            if let Some(habits) = &habits {
+                self.watch.flagged(subject, habits);
+            }
             self.legitimate.subtract(&done);
             // Behind the time, most of it may be over: would the rest do?
             let is_ordered = matches!(finding.test, Test::ZScore | Test::TimesMean | Test::Ceiling);
             let is_over = is_ordered && clock < now.secs() && {
                 done.advance(now.secs(), window, |_| {});
-                detect::client(detect, normal, &done, record.at, 1.0).is_none()
+                let room = self.watch.room(detect, habits.as_deref(), second);
+                detect::client(detect, normal, &done, record.at, room).is_none()
             };
             if is_late || is_over {
                 self.totals.late_findings += u64::from(!again);
@@ -561,6 +586,7 @@ impl Engine {
     /// Lets time pass. To be called at least once a second, or whenever a test wants time to pass.
     pub fn tick(&mut self, now: Timestamp) {
         self.now = now;
+        self.looks = MAX_LOOKS;
         let newest = self.site.newest().max(self.learn_from);
         let newest = newest.max(Some(self.known_until));
         if newest.is_some_and(|newest| newest > now.secs() + self.window_secs()) {
@@ -568,6 +594,8 @@ impl Engine {
             self.site.clear();
             self.legitimate.clear();
             self.clients.clear();
+            self.watch.set_back();
+            self.prefixes = Prefixes::default();
             self.refused.clear();
             self.learn_from = None;
             self.known_until = 0;
@@ -815,10 +843,10 @@ impl Engine {
         };
         let client = self.clients.get(subject).and_then(|client| {
             let places = client.habits.as_deref().map(Habits::samples);
-            of.known(client, samples(&self.logs, places))
+            of.known(subject, client, samples(&self.logs, places))
         });
         let inside = |ban: &&Ban| asked.covers(ban.subject) && ban.subject != asked;
-        let (next_tier, next) = self.ledger.next_step(subject);
+        let (next_tier, next) = self.ledger.next_step(subject, Weight::Full);
         Explanation {
             asked,
             subject,
@@ -881,6 +909,7 @@ impl Engine {
     pub fn saved_baseline(&self) -> baseline::Saved {
         let mut saved = self.baseline.save();
         saved.population = self.watch.population.save();
+        saved.usual = self.watch.usual.clone();
         saved
     }
 
@@ -953,7 +982,8 @@ impl Engine {
             let _never_full = self.enforce(ban);
             return;
         }
-        let term = self.ledger.next_length(subject).from(now);
+        let weight = self.weight(&finding);
+        let term = self.ledger.next_step(subject, weight).1.from(now);
         if !self.make_room(subject, term, Origin::Detector) {
             self.refuse(
                 subject,
@@ -963,7 +993,7 @@ impl Engine {
             );
             return;
         }
-        let (tier, length, offences, forgotten) = self.ledger.offend(subject, now);
+        let (tier, length, offences, forgotten) = self.ledger.offend(subject, weight, now);
         let ban = Ban {
             subject,
             since: now,
@@ -998,6 +1028,11 @@ impl Engine {
             let is_spared = |subject: Subject, client: &Client| {
                 !refused.contains_key(&subject) && watch.is_spared(subject, client)
             };
+            // To look for members of an IPv6 network means to look at all clients.
+            if prefix.is_v6() && self.looks == 0 {
+                continue;
+            }
+            self.looks -= u32::from(prefix.is_v6());
             if !is_banned && !has_regulars && !self.clients.has_any_in(prefix, is_spared) {
                 let finding = Finding {
                     value: members as f64,
@@ -1012,6 +1047,16 @@ impl Engine {
                 };
                 self.flag(prefix, finding, gate, now);
             }
+        }
+    }
+
+    /// Who does a little too much for a long time may be a program of somebody's customer: it is kept out, and not for good.
+    fn weight(&self, finding: &Finding) -> Weight {
+        let is_slow = finding.window_secs > self.settings.detect.window_secs;
+        if finding.test == Test::Cap && is_slow {
+            Weight::Light
+        } else {
+            Weight::Full
         }
     }
 

@@ -105,6 +105,8 @@ pub struct Known {
     pub failures: Option<Failing>,
     /// Its address is taken for one that many people share; limits are as much higher. 1: it is not.
     pub room: f64,
+    /// What it may do in each span is as much more, since it usually does much. 1: it does not.
+    pub usual: f64,
     /// It has come with the attack that goes on.
     pub is_newcomer: bool,
     /// How it asks.
@@ -162,7 +164,12 @@ pub(crate) struct Of<'a> {
 }
 
 impl Of<'_> {
-    pub(crate) fn known(&self, client: &Client, samples: Vec<Sample>) -> Option<Known> {
+    pub(crate) fn known(
+        &self,
+        subject: Subject,
+        client: &Client,
+        samples: Vec<Sample>,
+    ) -> Option<Known> {
         let Self {
             settings,
             normal,
@@ -179,7 +186,8 @@ impl Of<'_> {
         let habits = habits.as_deref();
         let since = habits.map_or_else(|| window.oldest(), |habits| Some(habits.since.into()));
         let last = habits.map_or_else(|| window.newest(), |habits| Some(habits.last.into()));
-        let room = watch.room(settings, habits);
+        let room = watch.room(settings, habits, clock);
+        let usual = watch.usual(subject);
         let rate = detect::rate(&window, settings.window_secs);
         let margin = detect::margin(&window, settings.window_secs);
         let held = rate - margin;
@@ -189,7 +197,7 @@ impl Of<'_> {
             let span = |span| Span {
                 secs: secs[span],
                 effort: efforts[span],
-                cap: caps[span] * room,
+                cap: caps[span] * room.max(usual),
             };
             (0..SPANS).map(span).collect()
         });
@@ -229,6 +237,7 @@ impl Of<'_> {
                 distinct_limit: settings.failures.distinct,
             }),
             room,
+            usual,
             is_newcomer: habits.is_some_and(|habits| watch.is_newcomer(habits)),
             manner: habits.map(Habits::manner),
             samples,

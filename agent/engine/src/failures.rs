@@ -4,10 +4,19 @@
 //! it is from somebody who guesses than from anybody else, and the score never falls below nothing (Page, Biometrika 1954; on
 //! failing connections Jung, Paxson, Berger and Balakrishnan, Fast Portscan Detection Using Sequential Hypothesis Testing, IEEE
 //! S&P 2004). Time takes the score back, so that a program that asks in vain now and then is no guesser.
+//!
+//! What a page's scripts do when a session has run out looks like guessing and is not: they are refused all at once, on several
+//! paths, and again a little later. So refusals count once a second, several paths at once only as a broad try, and whoever then
+//! fills in a form begins anew.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::parse::{Record, TargetKind};
+use crate::{
+    parse::{Method, Record, TargetKind},
+    time::Timestamp,
+};
 
 /// What the test goes by.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +41,13 @@ pub const SITE_FAILS: f64 = 0.25;
 /// Different paths that are kept of a client; more need not be told apart.
 const MAX_DISTINCT: usize = 16;
 
+/// Where forms were sent and refused, the score lasts so many times as long.
+const SENT_LASTS: f64 = 1.25;
+/// What the scripts of a page ask for is refused within such a time …
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// … and what is asked for twice, as by a second click, within that.
+const TWICE: Duration = Duration::from_millis(250);
+
 /// How an answer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -39,7 +55,7 @@ pub enum Answer {
     Fine,
     /// Not let in: what guessed passwords get.
     Refused,
-    /// Not there, or not understood: what guessed paths get.
+    /// Not there, not understood, or not for everybody's eyes: what guessed paths get.
     Missing,
     /// Not at all: the server's own fault, a limit that was set, or what browsers ask for unbidden.
     Neither,
@@ -59,11 +75,26 @@ impl Answer {
             (401, _) => Self::Refused,
             // A page that lacks its pictures fails for everybody who opens it.
             (_, Some(TargetKind::Unbidden | TargetKind::Asset)) => Self::Neither,
-            (403, _) => Self::Refused,
-            (400 | 404 | 405 | 406 | 410 | 414 | 421 | 431 | 444 | 451, _) => Self::Missing,
+            (403, _) if record.method != Some(Method::Safe) => Self::Refused,
+            (400 | 403 | 404 | 405 | 406 | 410 | 414 | 421 | 431 | 444 | 451, _) => Self::Missing,
             _ => Self::Neither,
         }
     }
+}
+
+/// An answer, and what it was an answer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply {
+    /// How it counts.
+    pub answer: Answer,
+    /// The path, where the log has it.
+    pub path: Option<u32>,
+    /// The client had not asked for it before.
+    pub is_fresh: bool,
+    /// Does the request only ask, where the log says so?
+    pub method: Option<Method>,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What a client's answers have come to.
@@ -72,10 +103,20 @@ pub struct Series {
     score: f32,
     /// The second of the newest answer.
     at: u32,
+    /// When the newest refusal was counted, and its path.
+    refused_at: Timestamp,
+    door: u32,
     answers: u32,
     failures: u32,
+    /// Of these the refusals, without those of several paths at once.
     refused: u32,
     paths: smallvec::SmallVec<[u32; 4]>,
+    /// Several paths were refused at that time.
+    at_once: bool,
+    /// Something that was sent has been refused, and not only something that was asked for.
+    sent: bool,
+    /// It has begun anew with the first thing that it sent.
+    anew: bool,
 }
 
 /// Why a series flags.
@@ -92,16 +133,14 @@ pub struct Verdict {
 }
 
 impl Series {
-    /// Takes in an answer of second `at`. `normal` are the shares of refused and of missing answers that others get now.
-    /// `distinct` is wanted only where the log has paths.
+    /// Takes in an answer. `normal` are the shares of refused and of missing answers that others get now.
     pub fn add(
         &mut self,
         settings: &Settings,
-        answer: Answer,
-        path: Option<u32>,
-        at: u32,
+        reply: Reply,
         normal: (f64, f64),
     ) -> Option<Verdict> {
+        let Reply { answer, at, .. } = reply;
         let of_the_site = match answer {
             Answer::Refused => normal.0,
             Answer::Missing => normal.1,
@@ -113,16 +152,34 @@ impl Series {
         }
         let refused = normal.0.max(settings.floor_refused);
         let missing = normal.1.max(settings.floor_missing);
-        let elapsed = f64::from(at.saturating_sub(self.at));
-        let faded = f64::from(self.score) * (-elapsed / settings.half_life_secs).exp2();
-        self.at = self.at.max(at);
+        let of_refused = (GUESSER_REFUSED / refused).ln();
+        let of_missing = (GUESSER_MISSING / missing).ln();
+        let second = u32::try_from(at.secs()).unwrap_or(u32::MAX);
+        let elapsed = f64::from(second.saturating_sub(self.at));
+        let kept = (-elapsed / self.half_life(settings)).exp2();
+        self.at = self.at.max(second);
+        if answer == Answer::Refused && self.is_first_sent(reply.method) {
+            *self = Self {
+                anew: true,
+                at: self.at,
+                ..Self::default()
+            };
+        }
         let step = match answer {
-            Answer::Refused => (GUESSER_REFUSED / refused).ln(),
-            Answer::Missing => (GUESSER_MISSING / missing).ln(),
+            Answer::Refused if self.was_just_refused(reply) => match reply.path {
+                Some(path) if path != self.door && !self.at_once => {
+                    self.at_once = true;
+                    self.refused -= 1;
+                    of_missing - of_refused
+                }
+                _ => 0.0,
+            },
+            Answer::Refused => of_refused,
+            Answer::Missing => of_missing,
             // Whoever is let in, or finds something: as little likely as the less telling of the two says.
-            _ => ((1.0 - GUESSER_REFUSED) / (1.0 - refused)).ln(),
+            _ => self.worth(reply) * ((1.0 - GUESSER_REFUSED) / (1.0 - refused)).ln(),
         };
-        let score = faded + step;
+        let score = f64::from(self.score) * kept + step;
         if score <= 0.0 {
             *self = Self {
                 at: self.at,
@@ -134,15 +191,22 @@ impl Series {
             clippy::cast_possible_truncation,
             reason = "a score needs no more digits"
         )]
-        let kept = score as f32;
-        self.score = kept;
-        self.answers += 1;
+        let short = score as f32;
+        self.score = short;
+        let counts = answer != Answer::Refused || !self.was_just_refused(reply);
+        self.answers += u32::from(counts);
         if answer == Answer::Fine {
             return None;
         }
-        self.failures += 1;
-        self.refused += u32::from(answer == Answer::Refused);
-        if let Some(path) = path
+        self.failures += u32::from(counts);
+        if answer == Answer::Refused && counts {
+            self.refused += 1;
+            self.refused_at = at;
+            self.door = reply.path.unwrap_or_default();
+            self.at_once = false;
+            self.sent |= reply.method == Some(Method::Unsafe);
+        }
+        if let Some(path) = reply.path
             && self.paths.len() < MAX_DISTINCT
             && !self.paths.contains(&path)
         {
@@ -151,12 +215,11 @@ impl Series {
         #[expect(clippy::cast_possible_truncation, reason = "sixteen at most")]
         let distinct = self.paths.len() as u32;
         // Where the log has no paths, twice as many failures stand for them.
-        let is_broad = match path {
+        let is_broad = match reply.path {
             Some(_) => distinct >= settings.distinct,
             None => self.failures >= 2 * settings.distinct,
         };
-        let is_at_a_door = 4 * self.refused >= 3 * self.failures;
-        let is_guesser = is_at_a_door || is_broad;
+        let is_guesser = self.is_at_a_door() || is_broad;
         (score > settings.score && is_guesser).then_some(Verdict {
             score,
             answers: self.answers,
@@ -165,16 +228,66 @@ impl Series {
         })
     }
 
+    /// No program sends a form again and again by itself: that is remembered for longer.
+    fn half_life(&self, settings: &Settings) -> f64 {
+        let times = if self.sent { SENT_LASTS } else { 1.0 };
+        times * settings.half_life_secs
+    }
+
+    /// Is this the first thing that was sent and refused, after others that were only asked for?
+    fn is_first_sent(&self, method: Option<Method>) -> bool {
+        method == Some(Method::Unsafe) && self.was_refused() && !self.sent && !self.anew
+    }
+
+    fn was_refused(&self) -> bool {
+        self.refused_at != Timestamp::from_secs(0)
+    }
+
+    /// Refusals at once are one, and a line that comes late is none.
+    fn was_just_refused(&self, reply: Reply) -> bool {
+        let is_other = reply.path.is_some_and(|path| path != self.door);
+        let least = if is_other { AT_ONCE } else { TWICE };
+        self.was_refused() && reply.at < self.refused_at + least
+    }
+
+    /// Do nearly all of its failures come from trying to get in?
+    const fn is_at_a_door(&self) -> bool {
+        self.refused > 0 && 4 * self.refused >= 3 * self.failures
+    }
+
+    /// How much an answer that did not fail speaks for the client. A page that it knows already says nothing, or every guess could
+    /// be paid for with the form that it is sent from; nor does the form itself.
+    fn worth(&self, reply: Reply) -> f64 {
+        let Some(path) = reply.path else {
+            return 1.0;
+        };
+        if self.paths.contains(&path) {
+            let is_form = self.sent && reply.method == Some(Method::Safe);
+            return if is_form { 0.0 } else { 1.0 };
+        }
+        match (reply.is_fresh, self.is_at_a_door()) {
+            (false, _) => 0.0,
+            (true, true) => 0.25,
+            (true, false) => 1.0,
+        }
+    }
+
     /// How it stands at second `at`, with the score faded by then.
     #[must_use]
     pub fn standing(&self, settings: &Settings, at: u32) -> Verdict {
         let elapsed = f64::from(at.saturating_sub(self.at));
         Verdict {
-            score: f64::from(self.score) * (-elapsed / settings.half_life_secs).exp2(),
+            score: f64::from(self.score) * (-elapsed / self.half_life(settings)).exp2(),
             answers: self.answers,
             failures: self.failures,
             distinct: u32::try_from(self.paths.len()).unwrap_or(u32::MAX),
         }
+    }
+
+    /// Has the client failed at this path since the score last stood at nothing?
+    #[must_use]
+    pub fn has_failed_at(&self, path: u32) -> bool {
+        self.paths.contains(&path)
     }
 
     /// Has the client failed at all since the score last stood at nothing?
@@ -198,6 +311,84 @@ mod tests {
             half_life_secs: 75.0,
             distinct: 10,
         }
+    }
+
+    fn reply(answer: Answer, path: Option<u32>, at: u32) -> Reply {
+        Reply {
+            answer,
+            path,
+            is_fresh: true,
+            method: None,
+            at: Timestamp::from_secs(at.into()),
+        }
+    }
+
+    /// The score after replies at a page, each by its answer, method, path and second.
+    fn score(replies: &[(Answer, Method, u32, u32)]) -> f64 {
+        let mut series = Series::default();
+        for (answer, method, path, at) in replies {
+            let reply = Reply {
+                is_fresh: *path < 100,
+                method: Some(*method),
+                ..reply(*answer, Some(*path), *at)
+            };
+            series.add(&settings(), reply, (0.0, 0.0));
+        }
+        f64::from(series.score)
+    }
+
+    const REFUSED: f64 = 3.8918;
+    const MISSING: f64 = 2.7726;
+
+    #[test]
+    fn refusals_of_one_second_are_one_and_of_several_paths_a_broad_try() {
+        use Answer::Refused;
+        use Method::{Safe, Unsafe};
+        let close = |one: f64, other: f64| assert!((one - other).abs() < 1e-3, "{one} {other}");
+        close(score(&[(Refused, Unsafe, 1, 10)]), REFUSED);
+        close(score(&[(Refused, Unsafe, 1, 10); 9]), REFUSED);
+        let parts = |at| [1, 2, 3, 4, 5, 6].map(|path| (Refused, Safe, path, at));
+        close(score(&parts(10)), MISSING);
+        let twice = [parts(10), parts(10)].concat();
+        close(score(&twice), MISSING);
+        let faded = 0.5_f64.powf(1.0 / 75.0);
+        close(
+            score(&[parts(10), parts(11)].concat()),
+            MISSING * (1.0 + faded),
+        );
+        // A line that is late is none more.
+        close(
+            score(&[(Refused, Unsafe, 1, 10), (Refused, Unsafe, 1, 9)]),
+            REFUSED,
+        );
+    }
+
+    #[test]
+    fn whoever_sends_a_form_after_pages_were_refused_begins_anew_and_only_once() {
+        use Answer::Refused;
+        use Method::{Safe, Unsafe};
+        let page = |at| (Refused, Safe, 1, at);
+        let form = |at| (Refused, Unsafe, 2, at);
+        let close = |one: f64, other: f64| assert!((one - other).abs() < 0.3, "{one} {other}");
+        close(score(&[page(1), page(2), page(3), form(4)]), REFUSED);
+        close(score(&[form(1), page(2), page(3), form(4)]), 4.0 * REFUSED);
+        let in_turn = [page(1), form(2), page(3), form(4), page(5), form(6)];
+        close(score(&in_turn), 5.0 * REFUSED);
+    }
+
+    #[test]
+    fn neither_the_form_nor_a_page_seen_before_pays_for_guesses_and_being_let_in_does() {
+        use Answer::{Fine, Refused};
+        use Method::{Safe, Unsafe};
+        let close = |one: f64, other: f64| assert!((one - other).abs() < 0.3, "{one} {other}");
+        let guesses = [(Refused, Unsafe, 101, 1), (Refused, Unsafe, 101, 2)];
+        let after = |reply| score(&[&guesses[..], &[reply]].concat());
+        close(after((Fine, Safe, 101, 3)), 2.0 * REFUSED);
+        close(after((Fine, Safe, 102, 3)), 2.0 * REFUSED);
+        close(after((Fine, Unsafe, 101, 3)), REFUSED);
+        close(after((Fine, Safe, 7, 3)), 1.75 * REFUSED);
+        // Of pages that are refused to programs first, and then not.
+        assert_eq!(score(&[(Refused, Safe, 101, 1), (Fine, Safe, 101, 1)]), 0.0);
     }
 
     /// The definition: the score is the largest sum of faded steps over all answers from some one on to the newest, or nothing;
@@ -248,7 +439,7 @@ mod tests {
 
         #[test]
         fn the_score_is_that_of_the_definition(
-            answers in prop::collection::vec((0_u8..10, prop::option::of(0_u32..40), 0_u32..30), 1..150),
+            answers in prop::collection::vec((0_u8..10, prop::option::of(0_u32..40), 1_u32..30), 1..150),
             normal in (0.0..0.2, 0.0..0.2),
             letting_in in 0_u8..8,
         ) {
@@ -261,7 +452,9 @@ mod tests {
                     _ => Answer::Missing,
                 };
                 now += pass;
-                let verdict = series.add(&settings(), answer, path, now, normal);
+                // An answer that is fine speaks for the client in full where the log has no paths.
+                let path = path.filter(|_| answer != Answer::Fine);
+                let verdict = series.add(&settings(), reply(answer, path, now), normal);
                 if answer == Answer::Neither {
                     prop_assert_eq!(verdict, None);
                     continue;
@@ -291,9 +484,8 @@ mod tests {
         let flagged = |share: f64, answer| {
             let mut series = Series::default();
             (0..100).any(|n| {
-                series
-                    .add(&settings(), answer, Some(n), 1000, (share, share))
-                    .is_some()
+                let reply = reply(answer, Some(n), 1000 + n);
+                series.add(&settings(), reply, (share, share)).is_some()
             })
         };
         for answer in [Answer::Refused, Answer::Missing] {
@@ -310,9 +502,8 @@ mod tests {
         };
         let mut series = Series::default();
         assert!((0..100).all(|n| {
-            series
-                .add(&off, Answer::Refused, Some(n), 1000, (0.0, 0.0))
-                .is_none()
+            let reply = reply(Answer::Refused, Some(n), 1000 + n);
+            series.add(&off, reply, (0.0, 0.0)).is_none()
         }));
     }
 
@@ -320,10 +511,10 @@ mod tests {
     fn a_late_line_neither_fades_the_score_nor_turns_back_its_time() {
         let mut series = Series::default();
         let mut add = |at| {
-            series.add(&settings(), Answer::Refused, None, at, (0.0, 0.0));
+            series.add(&settings(), reply(Answer::Missing, None, at), (0.0, 0.0));
             f64::from(series.score)
         };
-        let step = 49_f64.ln();
+        let step = 16_f64.ln();
         assert!((add(1000) - step).abs() < 1e-5);
         assert!((add(990) - 2.0 * step).abs() < 1e-5);
         assert!((add(1000) - 3.0 * step).abs() < 1e-5);

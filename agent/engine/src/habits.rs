@@ -12,9 +12,10 @@ use crate::{
 pub const SLICES: u32 = 10;
 /// Counts are halved when there are so many: what was long ago matters less.
 const MEMORY: u32 = 512;
-/// Bits of the filter of paths that the client has asked for; it is emptied when half of it is set.
+/// Words of the filter of paths that the client has asked for.
 const SEEN_WORDS: usize = 8;
-const HALF_SEEN: u32 = 256;
+/// The same of those that it was given again.
+const GIVEN_WORDS: usize = 2;
 /// Places of its newest lines that are kept.
 pub const SAMPLES: usize = 3;
 
@@ -44,14 +45,17 @@ pub struct Habits {
     requests: u32,
     /// Of these for what comes with a page …
     with_pages: u32,
-    /// … for pages that others had found …
+    /// … for pages …
+    pages: u32,
+    /// … of these for pages that others had found …
     known: u32,
-    /// … and those that failed.
+    /// … and all those that failed.
     failed: u32,
     /// The page that it asks for most, if it asks for one more than for all others together; by how much.
     favourite: u32,
     lead: u32,
-    seen: [u64; SEEN_WORDS],
+    seen: Filter<SEEN_WORDS>,
+    given: Filter<GIVEN_WORDS>,
     /// A bit for each user agent, hashed.
     agents: u32,
     /// The test on its answers.
@@ -59,12 +63,56 @@ pub struct Habits {
     places: [Place; SAMPLES],
 }
 
+/// A set of paths of which all is forgotten when half of its bits are set; some that are not in it seem to be.
+#[derive(Clone, Copy, Debug)]
+struct Filter<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Default for Filter<WORDS> {
+    fn default() -> Self {
+        Self([0; WORDS])
+    }
+}
+
+impl<const WORDS: usize> Filter<WORDS> {
+    const fn place(path: u32) -> (usize, u64) {
+        ((path >> 6) as usize % WORDS, 1 << (path % 64))
+    }
+
+    const fn contains(&self, path: u32) -> bool {
+        let (word, bit) = Self::place(path);
+        self.0[word] & bit != 0
+    }
+
+    /// Was the path not in it? From now on it is.
+    fn is_new(&mut self, path: u32) -> bool {
+        if self.0.iter().map(|word| word.count_ones()).sum::<u32>() as usize > 32 * WORDS {
+            self.0 = [0; WORDS];
+        }
+        let (word, bit) = Self::place(path);
+        let is_new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        is_new
+    }
+}
+
+/// Effort of a request of which no more is known than what the log says.
+#[must_use]
+pub fn effort(record: &Record) -> u32 {
+    match record.target.map(|target| target.kind) {
+        None => WITHOUT_A_PATH,
+        Some(TargetKind::Page) => UNIT,
+        Some(_) => WITH_A_PAGE,
+    }
+}
+
 /// How a client asks, as shares of its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manner {
     /// Requests that the shares are of.
     pub requests: u32,
-    /// For what comes with a page.
+    /// Those for pages.
+    pub pages: u32,
+    /// Of those that were answered, for what comes with a page.
     pub with_pages: f64,
     /// Of the pages, those that others had found.
     pub known: f64,
@@ -83,6 +131,8 @@ pub struct Noted {
     pub effort: u32,
     /// See there.
     pub for_long: u32,
+    /// It was for what comes with a page, and answered.
+    pub is_shown: bool,
     /// It was for a page …
     pub is_page: bool,
     /// … that the client had not asked for before.
@@ -94,6 +144,7 @@ impl Noted {
         Self {
             effort,
             for_long: effort,
+            is_shown: false,
             is_page: false,
             is_fresh: false,
         }
@@ -111,13 +162,14 @@ impl Habits {
         }
     }
 
-    /// Notes a request. `is_known`: somebody else has found the path before.
-    pub fn note(&mut self, record: &Record, second: u32, is_known: bool) -> Noted {
+    /// Notes a request. `is_known`: somebody else has found the path before. `is_polled`: scripts of pages ask for it.
+    pub fn note(&mut self, record: &Record, second: u32, is_known: bool, is_polled: bool) -> Noted {
         self.last = self.last.max(second);
         if self.requests >= MEMORY {
             for count in [
                 &mut self.requests,
                 &mut self.with_pages,
+                &mut self.pages,
                 &mut self.known,
                 &mut self.failed,
                 &mut self.lead,
@@ -131,12 +183,34 @@ impl Habits {
             self.agents |= 1 << (agent % 32);
         }
         let Some(target) = record.target else {
-            return Noted::of(WITHOUT_A_PATH);
+            return Noted::of(effort(record));
         };
         if target.kind != TargetKind::Page {
-            self.with_pages += 1;
-            return Noted::of(WITH_A_PAGE);
+            // Anybody can ask for pictures that are not there, and browsers ask for icons unbidden.
+            let is_shown = record.status < 400 && target.kind != TargetKind::Unbidden;
+            self.with_pages += u32::from(is_shown);
+            return Noted {
+                is_shown,
+                ..Noted::of(effort(record))
+            };
         }
+        let is_fresh = self.seen.is_new(target.path);
+        let noted = Noted {
+            effort: if is_fresh && is_known { FRESH } else { UNIT },
+            for_long: match (is_fresh, is_known) {
+                (true, true) => FRESH_FOR_LONG,
+                (true, false) => STRANGE_FOR_LONG,
+                (false, _) => UNIT,
+            },
+            is_shown: is_polled,
+            is_page: !is_polled,
+            is_fresh,
+        };
+        if is_polled {
+            self.with_pages += 1;
+            return noted;
+        }
+        self.pages += 1;
         self.known += u32::from(is_known);
         // The majority vote of Boyer and Moore (MJRTY, 1981).
         if self.lead == 0 {
@@ -147,40 +221,52 @@ impl Habits {
         } else {
             self.lead -= 1;
         }
-        let is_fresh = self.is_new(target.path);
-        Noted {
-            effort: if is_fresh && is_known { FRESH } else { UNIT },
-            for_long: match (is_fresh, is_known) {
-                (true, true) => FRESH_FOR_LONG,
-                (true, false) => STRANGE_FOR_LONG,
-                (false, _) => UNIT,
-            },
-            is_page: true,
-            is_fresh,
+        noted
+    }
+
+    /// The client was given a page that it had seen before, and had only to ask.
+    pub fn give(&mut self, path: u32) {
+        self.given.is_new(path);
+    }
+
+    /// Was it given that page more than once?
+    #[must_use]
+    pub fn was_given(&self, path: u32) -> bool {
+        self.given.contains(path)
+    }
+
+    /// The path that it asks for and little else, each time that it has done so five times more.
+    #[must_use]
+    pub const fn polls(&self) -> Option<u32> {
+        let is_all = 10 * self.lead >= 6 * self.pages;
+        if is_all && self.lead >= 5 && self.lead.is_multiple_of(5) {
+            Some(self.favourite)
+        } else {
+            None
         }
     }
 
-    /// Is a path new to this client? From now on it is not.
-    fn is_new(&mut self, path: u32) -> bool {
-        if self.seen.iter().map(|word| word.count_ones()).sum::<u32>() > HALF_SEEN {
-            self.seen = [0; SEEN_WORDS];
-        }
-        let word = &mut self.seen[(path >> 6) as usize % SEEN_WORDS];
-        let bit = 1_u64 << (path % 64);
-        let is_new = *word & bit == 0;
-        *word |= bit;
-        is_new
+    /// Has it been here for so many seconds?
+    #[must_use]
+    pub const fn stays(&self, secs: u32) -> bool {
+        self.last.saturating_sub(self.since) >= secs
     }
 
-    /// Adds effort to the longest span.
-    pub fn add(&mut self, second: u32, window: u32, effort: u32) {
+    /// Adds effort to the longest span. Returns what had come together in the newest slice, if this one begins another.
+    pub fn add(&mut self, second: u32, window: u32, effort: u32) -> Option<u32> {
+        let newest = (
+            self.slice,
+            self.slices[self.slice as usize % SLICES as usize],
+        );
         self.slide(second, window);
+        let done = (newest.0 != 0 && newest.0 != self.slice).then_some(newest.1);
         let number = second / window.max(1);
         // A line that is a little late belongs to a slice before the newest.
         if self.slice - number.min(self.slice) < SLICES {
             let slice = &mut self.slices[number as usize % SLICES as usize];
             *slice = slice.saturating_add(effort);
         }
+        done
     }
 
     /// Lets time pass for the longest span.
@@ -224,12 +310,12 @@ impl Habits {
     #[must_use]
     pub fn manner(&self) -> Manner {
         let of = |count: u32, all: u32| f64::from(count) / f64::from(all.max(1));
-        let pages = self.requests - self.with_pages.min(self.requests);
         Manner {
             requests: self.requests,
-            with_pages: of(self.with_pages, self.requests),
-            known: of(self.known, pages),
-            lead: of(self.lead, pages),
+            pages: self.pages,
+            with_pages: of(self.with_pages, self.pages + self.with_pages),
+            known: of(self.known, self.pages),
+            lead: of(self.lead, self.pages),
             failed: of(self.failed, self.requests),
             agents: self.agents.count_ones(),
         }
@@ -263,9 +349,9 @@ mod tests {
     fn what_it_asks_for_is_told_in_shares() {
         let mut habits = Habits::new(1000, false);
         for n in 0..10 {
-            habits.note(&request(n % 2, TargetKind::Page), 1000, n > 4);
+            habits.note(&request(n % 2, TargetKind::Page), 1000, n > 4, false);
             (0..3).for_each(|_| {
-                habits.note(&request(9, TargetKind::Asset), 1000, false);
+                habits.note(&request(9, TargetKind::Asset), 1000, false, false);
             });
         }
         let manner = habits.manner();
@@ -284,7 +370,7 @@ mod tests {
     fn the_newest_three_lines_are_kept() {
         let mut habits = Habits::default();
         for offset in 0..5 {
-            habits.note(&request(1, TargetKind::Page), 1000, false);
+            habits.note(&request(1, TargetKind::Page), 1000, false, false);
             habits.sample(Place { log: 0, offset });
             let kept: Vec<_> = habits.samples().iter().map(|place| place.offset).collect();
             let expected: Vec<_> = (0..=offset).rev().take(3).collect();
@@ -317,7 +403,7 @@ mod tests {
         fn the_lead_is_bounded_by_true_counts(pages in prop::collection::vec(prop_oneof![2 => Just(1_u32), 1 => 0_u32..6], 1..500)) {
             let (mut habits, mut counts) = (Habits::default(), BTreeMap::new());
             for (all, path) in (1_i64..).zip(pages) {
-                habits.note(&request(path, TargetKind::Page), 1000, false);
+                habits.note(&request(path, TargetKind::Page), 1000, false, false);
                 *counts.entry(path).or_insert(0_i64) += 1;
                 let lead = i64::from(habits.lead);
                 for (path, count) in &counts {
@@ -333,7 +419,7 @@ mod tests {
             let mut habits = Habits::default();
             for (path, is_page, is_known) in kinds {
                 let kind = if is_page { TargetKind::Page } else { TargetKind::Asset };
-                habits.note(&request(path, kind), 1000, is_known);
+                habits.note(&request(path, kind), 1000, is_known, false);
                 let manner = habits.manner();
                 prop_assert!(manner.requests <= MEMORY);
                 for share in [manner.with_pages, manner.known, manner.lead, manner.failed] {

@@ -136,6 +136,15 @@ pub struct Ban {
     pub gate: Gate,
 }
 
+/// How much an offence weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// It earns whatever the schedule says.
+    Full,
+    /// It never keeps anybody out for good, unless the schedule knows nothing else.
+    Light,
+}
+
 /// What a subject has on its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offences {
@@ -189,6 +198,7 @@ impl Ledger {
     pub fn offend(
         &mut self,
         subject: Subject,
+        weight: Weight,
         now: Timestamp,
     ) -> (u32, Length, Offences, Option<Subject>) {
         let count = self
@@ -198,21 +208,15 @@ impl Ledger {
             .saturating_add(1);
         let offences = Offences { count, last: now };
         let forgotten = self.set_offences(subject, offences);
-        let (step, length) = self.step(count);
+        let (step, length) = self.step(count, weight);
         (step, length, offences, forgotten)
-    }
-
-    /// The length of the ban that the next offence earns.
-    #[must_use]
-    pub fn next_length(&self, subject: Subject) -> Length {
-        self.next_step(subject).1
     }
 
     /// The step of the schedule that the next offence earns (from 1), and its length.
     #[must_use]
-    pub fn next_step(&self, subject: Subject) -> (u32, Length) {
+    pub fn next_step(&self, subject: Subject, weight: Weight) -> (u32, Length) {
         let count = self.offences(subject).map_or(0, |offences| offences.count);
-        self.step(count.saturating_add(1))
+        self.step(count.saturating_add(1), weight)
     }
 
     /// The bans that keep a subject out, narrowest first: the first one decides.
@@ -222,8 +226,12 @@ impl Ledger {
         around.filter_map(|subject| self.bans.get(&subject))
     }
 
-    fn step(&self, count: u32) -> (u32, Length) {
-        let step = (count as usize).min(self.schedule.len().max(1));
+    fn step(&self, count: u32, weight: Weight) -> (u32, Length) {
+        let mut step = (count as usize).min(self.schedule.len().max(1));
+        let is_for_good = |step: usize| self.schedule.get(step - 1) == Some(&Length::Permanent);
+        while weight == Weight::Light && step > 1 && is_for_good(step) {
+            step -= 1;
+        }
         let length = self.schedule.get(step - 1).copied();
         (
             u32::try_from(step).unwrap_or(u32::MAX),
@@ -423,7 +431,7 @@ mod tests {
     fn each_offence_earns_the_next_step_and_the_last_one_repeats() {
         let mut ledger = ledger();
         let steps: Vec<_> = (0..5)
-            .map(|_| ledger.offend(subject("192.0.2.1"), T0))
+            .map(|_| ledger.offend(subject("192.0.2.1"), Weight::Full, T0))
             .map(|(step, length, ..)| (step, length))
             .collect();
         let minutes = |n: u64| Length::For(Duration::from_secs(n * 60));
@@ -435,6 +443,10 @@ mod tests {
             (4, Length::Permanent),
         ];
         assert_eq!(steps, expected);
+        let light = ledger.next_step(subject("192.0.2.1"), Weight::Light);
+        assert_eq!(light, (3, minutes(120)));
+        let light = ledger.next_step(subject("192.0.2.2"), Weight::Light);
+        assert_eq!(light, (1, minutes(10)));
     }
 
     #[test]
@@ -549,10 +561,12 @@ mod tests {
         for (n, second) in [(1, 10), (2, 20), (1, 30)] {
             ledger.offend(
                 subject(&format!("192.0.2.{n}")),
+                Weight::Full,
                 Timestamp::from_secs(second),
             );
         }
-        let (.., forgotten) = ledger.offend(subject("192.0.2.3"), Timestamp::from_secs(40));
+        let (.., forgotten) =
+            ledger.offend(subject("192.0.2.3"), Weight::Full, Timestamp::from_secs(40));
         assert_eq!(forgotten, Some(subject("192.0.2.2")));
         assert_eq!(
             ledger

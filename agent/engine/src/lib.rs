@@ -19,10 +19,13 @@ pub mod habits;
 pub mod ledger;
 pub mod parse;
 mod paths;
+mod polled;
 mod prefixes;
 mod regulars;
+mod standing;
 pub mod subject;
 pub mod time;
+mod usual;
 mod watch;
 pub mod window;
 

@@ -9,13 +9,16 @@ use crate::subject::Subject;
 const FORGET_MINS: u32 = 24 * 60;
 /// A path that failed for those who behave stays known as broken for so many minutes.
 const BROKEN_MINS: u32 = 60;
+/// A path that was first found so many minutes ago is known, whoever found it: a site may have one visitor only.
+const OLD_MINS: u32 = 10;
 /// Places in the table.
 const PLACES: usize = 1 << 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     path: u32,
-    /// The minute when it was last asked for.
+    /// The minutes when it was first and last found.
+    since: u32,
     minute: u32,
     /// Who asked for it first; 0 once a second client has.
     first: u32,
@@ -41,14 +44,14 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// Notes that a client has found a path. Says whether somebody else had found it before.
+    /// Notes that a client has found a path. Says whether somebody else had found it before, or anybody long ago.
     pub fn found(&mut self, path: u32, client: u32, second: u64) -> bool {
         let minute = minute_of(second);
         let place = &mut self.places[path as usize % PLACES];
         if place.path == path && place.minute != 0 && !is_old(place.minute, minute, FORGET_MINS) {
             place.minute = minute;
             if place.first == client {
-                return false;
+                return is_old(place.since, minute, OLD_MINS);
             }
             place.first = 0;
             return true;
@@ -63,12 +66,23 @@ impl Paths {
             };
             *place = Place {
                 path,
+                since: minute,
                 minute,
                 first: client,
                 ..before
             };
         }
         false
+    }
+
+    /// Has somebody else found it within a day?
+    #[must_use]
+    pub fn is_known(&self, path: u32, client: u32, second: u64) -> bool {
+        let place = &self.places[path as usize % PLACES];
+        place.path == path
+            && place.minute != 0
+            && place.first != client
+            && !is_old(place.minute, minute_of(second), FORGET_MINS)
     }
 
     /// Notes that a path failed for a client who behaves.
@@ -128,9 +142,12 @@ mod tests {
     fn a_path_is_known_once_somebody_else_has_found_it() {
         let mut paths = Paths::default();
         assert!(!paths.found(7, 1, NOW));
-        assert!(!paths.found(7, 1, NOW), "the same one");
+        assert!(!paths.found(7, 1, NOW + 500), "the same one");
+        assert!(!paths.is_known(7, 1, NOW) && paths.is_known(7, 2, NOW));
+        assert!(paths.found(7, 1, NOW + 640), "the same one, long ago");
         assert!(paths.found(7, 2, NOW));
         assert!(paths.found(7, 1, NOW));
+        assert!(paths.is_known(7, 1, NOW) && !paths.is_known(8, 1, NOW));
         // For a day.
         let day = 86_400;
         assert!(paths.found(7, 3, NOW + day - 60));

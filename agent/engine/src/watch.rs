@@ -13,95 +13,36 @@ use crate::{
     caps::{self, Population, SPANS, UNIT},
     clients::Client,
     detect::{self, Finding, Settings, Test},
-    failures::{Answer, SITE_FAILS},
-    habits::{Habits, Manner, Noted, Place, SLICES},
-    parse::{Record, TargetKind},
+    failures::{Answer, Reply},
+    habits::{self, Habits, Manner, Noted, Place, SLICES},
+    parse::{Method, Record, TargetKind},
     paths::{self, Paths},
+    polled::Polled,
     regulars::Regulars,
+    standing::Standing,
     subject::Subject,
+    time::Timestamp,
+    usual::Usual,
     window::Window,
 };
 
 /// Habits are kept of clients with so many requests in the window, or one that failed; with one less while the site is attacked.
+/// Twice as many, and one failure more, for each step by which the room for habits is scarcer.
 const HABITS_FROM: u64 = 3;
 /// What people do now and then, too, asks for so many times the requests: some load no images, and some find what nobody else does.
 const MANY: f64 = 4.0;
 /// What newcomers do is counted over so many of their requests.
 const NEWCOMERS_MEMORY: u64 = 1024;
-/// Half of what is known of others' answers is gone after so many seconds.
-const STANDING_HALF_LIFE: f64 = 60.0;
-/// Shares of others' answers say something from so many on.
-const STANDING_LEAST: f64 = 10.0;
-/// For so long the site is taken to fail once it did.
-const SITE_FAILS_SECS: u64 = 900;
+/// Whoever comes in so many of an agent's first seconds was here before it …
+const FIRST_SECS: u64 = 10;
+/// … and what they do in so many is what they usually do.
+const SETTLING_SECS: u64 = 600;
+/// The script of a page asks for so long at least; an attack is noticed before.
+const POLLS_SECS: u32 = 120;
 /// A site whose requests are at least to this share for what comes with pages has visitors who load it.
 const HAS_ASSETS: f64 = 0.2;
-
-/// Shares of answers and kinds of requests, of those who behave, fading with time.
-#[derive(Debug, Default)]
-struct Standing {
-    at: u64,
-    fine: f64,
-    refused: f64,
-    missing: f64,
-    /// Who failed last: one client's failures are one voice.
-    last: u32,
-    /// The second until which the site is taken to fail, in either way, after those who behave have said so: soon none of them is
-    /// left who could say it again.
-    refuses_until: u64,
-    misses_until: u64,
-}
-
-impl Standing {
-    fn add(&mut self, answer: Answer, client: u32, second: u64) {
-        if second > self.at {
-            let elapsed = (second - self.at) as f64;
-            let kept = (-elapsed / STANDING_HALF_LIFE).exp2();
-            for share in [&mut self.fine, &mut self.refused, &mut self.missing] {
-                *share *= kept;
-            }
-            self.at = second;
-        }
-        match answer {
-            Answer::Fine => self.fine += 1.0,
-            Answer::Refused | Answer::Missing if self.last == client => {}
-            Answer::Refused => self.refused += 1.0,
-            Answer::Missing => self.missing += 1.0,
-            Answer::Neither => {}
-        }
-        if matches!(answer, Answer::Refused | Answer::Missing) {
-            self.last = client;
-        }
-        let (refused, missing) = self.measured();
-        if refused >= SITE_FAILS {
-            self.refuses_until = second + SITE_FAILS_SECS;
-        }
-        if missing >= SITE_FAILS {
-            self.misses_until = second + SITE_FAILS_SECS;
-        }
-    }
-
-    fn measured(&self) -> (f64, f64) {
-        let all = self.fine + self.refused + self.missing;
-        if all < STANDING_LEAST {
-            return (0.0, 0.0);
-        }
-        (self.refused / all, self.missing / all)
-    }
-
-    /// Shares of refused and of missing answers.
-    fn shares(&self, second: u64) -> (f64, f64) {
-        let (refused, missing) = self.measured();
-        let held = |share: f64, until: u64| {
-            let fails = (until.saturating_sub(SITE_FAILS_SECS)..until).contains(&second);
-            if fails { share.max(SITE_FAILS) } else { share }
-        };
-        (
-            held(refused, self.refuses_until),
-            held(missing, self.misses_until),
-        )
-    }
-}
+/// Whoever asks for what comes with pages to half of the site's share, and at least to this, asks as visitors do.
+const FEW_ASSETS: f64 = 0.1;
 
 /// An attack on the whole site.
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,8 +51,9 @@ struct Attack {
     newcomers_from: u64,
     /// Requests of newcomers.
     of_newcomers: u64,
-    /// Of these for what comes with pages, for pages that nobody else has found, and again for the same page.
+    /// Of these for what comes with pages, for pages, for pages that nobody else has found, and again for the same page.
     with_pages: u64,
+    pages: u64,
     invented: u64,
     again: u64,
 }
@@ -122,6 +64,7 @@ impl Attack {
             for count in [
                 &mut self.of_newcomers,
                 &mut self.with_pages,
+                &mut self.pages,
                 &mut self.invented,
                 &mut self.again,
             ] {
@@ -132,7 +75,8 @@ impl Attack {
             return;
         }
         self.of_newcomers += 1;
-        self.with_pages += u64::from(!noted.is_page);
+        self.with_pages += u64::from(noted.is_shown);
+        self.pages += u64::from(noted.is_page);
         self.invented += u64::from(noted.is_page && !is_known);
         self.again += u64::from(noted.is_page && !noted.is_fresh);
     }
@@ -140,6 +84,11 @@ impl Attack {
     /// Is it so much of what newcomers do, in tenths? A crowd does little of it.
     const fn is_what_they_do(&self, count: u64, tenths: u64) -> bool {
         10 * count >= tenths * self.of_newcomers
+    }
+
+    /// Is half of what they ask for a page that they had asked for before?
+    const fn is_again(&self) -> bool {
+        2 * self.again >= self.pages
     }
 }
 
@@ -150,6 +99,11 @@ pub struct Watch {
     pub population: Population,
     regulars: Regulars,
     standing: Standing,
+    polled: Polled,
+    pub usual: Usual,
+    /// When the first request came, if nothing had been learnt by then.
+    began: Option<u64>,
+    is_cold: bool,
     /// Requests for what comes with pages, and all with a path; halved now and then.
     with_pages: f64,
     with_paths: f64,
@@ -157,19 +111,29 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(settings: &Settings, saved: Option<&caps::Saved>) -> Self {
+    pub fn new(settings: &Settings, saved: Option<(&caps::Saved, &Usual)>) -> Self {
         Self {
             paths: Paths::default(),
             population: saved.map_or_else(
                 || Population::new(&settings.caps),
-                |saved| Population::restore(&settings.caps, saved),
+                |(saved, _)| Population::restore(&settings.caps, saved),
             ),
             regulars: Regulars::default(),
             standing: Standing::default(),
+            polled: Polled::default(),
+            usual: saved.map_or_else(Usual::default, |(_, usual)| usual.clone().restore()),
+            began: None,
+            is_cold: saved.is_none_or(|(population, _)| population.is_empty()),
             with_pages: 0.0,
             with_paths: 0.0,
             attack: None,
         }
+    }
+
+    /// The clock was set back: what fades with time would not fade until it is as late again.
+    pub fn set_back(&mut self) {
+        self.standing = Standing::default();
+        self.began = None;
     }
 
     /// The site's alarm has been raised, or its aftermath is over.
@@ -209,7 +173,8 @@ impl Watch {
         match &client.habits {
             Some(habits) if is_newcomer(habits, attack) => {
                 let manner = habits.manner();
-                manner.with_pages > 0.1 || manner.lead < 0.6 && manner.known > 0.2
+                manner.with_pages > (self.share_with_pages() / 2.0).max(FEW_ASSETS)
+                    || manner.lead < 0.6 && manner.known > 0.2
             }
             Some(_) => true,
             None => !subject.is_v6() || client.window.oldest() < Some(attack.newcomers_from),
@@ -241,6 +206,24 @@ impl Watch {
         self.population.learn(peaks);
     }
 
+    /// Something is held against a client.
+    pub fn flagged(&mut self, subject: Subject, habits: &Habits) {
+        let effort = f64::from(habits.effort()) / f64::from(UNIT);
+        self.usual.unlearn(subject, effort);
+    }
+
+    /// Are habits to be kept of a client of which none are yet?
+    pub fn is_worth_watching(&self, client: &Client, scarcity: u32) -> bool {
+        let least = HABITS_FROM - u64::from(self.is_attacked());
+        client.window.requests() >= least << scarcity || client.window.errors() > scarcity.into()
+    }
+
+    /// What is known of the habits of a client that was first seen in this second.
+    pub fn habits(&self, subject: Subject, first: u64) -> Box<Habits> {
+        let is_regular = self.regulars.contains(subject);
+        Box::new(Habits::new(narrow(first), is_regular))
+    }
+
     /// Takes in a request of a client, which is in its window already, and says whether it leaves the normal traffic by any of the
     /// tests. `weight`: it stands for so many. `second` lies in the window, which ends at `clock`.
     #[expect(clippy::too_many_arguments, reason = "all of them are looked at")]
@@ -255,74 +238,81 @@ impl Watch {
         (second, clock): (u64, u64),
         weight: u32,
     ) -> Option<Finding> {
+        let began = *self.began.get_or_insert(second);
         let mark = paths::mark(subject);
-        let answer = Answer::of(record);
         let page = record
             .target
             .filter(|target| target.kind == TargetKind::Page)
             .map(|target| target.path);
+        let answer = Answer::of(record);
         let is_known = match page {
             Some(path) if answer == Answer::Fine => self.paths.found(path, mark, second),
             _ => false,
         };
-        self.note_kind(record);
-        let habits_from = HABITS_FROM - u64::from(self.is_attacked());
-        if client.habits.is_none()
-            && (client.window.requests() >= habits_from || record.status >= 400)
-        {
-            let first = client.window.oldest().unwrap_or(second);
-            let is_regular = self.regulars.contains(subject);
-            client.habits = Some(Box::new(Habits::new(narrow(first), is_regular)));
+        // What attackers ask for is not what comes with this site's pages.
+        if self.attack.is_none() {
+            self.note_kind(record);
         }
         let Some(habits) = &mut client.habits else {
-            client.window.exert(second, UNIT.saturating_mul(weight));
+            let effort = habits::effort(record).saturating_mul(weight);
+            client.window.exert(second, effort);
             return self.ordered(settings, normal, &client.window, None, record);
         };
         let was_fine = habits.behaves();
-        let noted = habits.note(record, narrow(second), is_known);
+        let is_polled = page.is_some_and(|path| self.polled.contains(path));
+        let noted = habits.note(record, narrow(second), is_known, is_polled);
         habits.sample(place);
         let effort = noted.effort.saturating_mul(weight);
         client.window.exert(second, effort);
         let for_long = noted.for_long.saturating_mul(weight);
-        habits.add(narrow(second), settings.window_secs, for_long);
+        if let Some(done) = habits.add(narrow(second), settings.window_secs, for_long) {
+            let effort = f64::from(done) / f64::from(UNIT);
+            let was_first = u64::from(habits.since) < began + FIRST_SECS;
+            let from_the_start = was_first && self.is_young(second);
+            self.usual.note(subject, effort, from_the_start, second);
+        }
         if let Some(attack) = &mut self.attack {
             attack.note(habits, noted, is_known);
+        } else if let Some(path) = habits.polls().filter(|_| habits.stays(POLLS_SECS)) {
+            self.polled.note(path, mark, second);
         }
-        if was_fine {
-            let answer = if record.status < 400 {
-                Answer::Fine
-            } else {
-                answer
-            };
-            self.standing.add(answer, mark, second);
-            if answer == Answer::Missing
-                && let Some(path) = page
-            {
-                self.paths.failed(path, mark, second);
+        // What others have found is there: if it is not now, that is the site's doing.
+        let was_there = page.is_some_and(|path| self.paths.is_known(path, mark, second));
+        self.stand(record, answer, was_there, was_fine, mark, second);
+        let only_asks = record.method == Some(Method::Safe);
+        let answer = match (answer, page) {
+            (Answer::Missing, Some(path)) if was_there || self.paths.is_broken(path, second) => {
+                Answer::Neither
             }
-        }
+            // It was let in there: its session is over.
+            (Answer::Refused, Some(path)) if only_asks && habits.was_given(path) => Answer::Neither,
+            (Answer::Fine, Some(path))
+                if only_asks && !noted.is_fresh && !habits.series.has_failed_at(path) =>
+            {
+                habits.give(path);
+                answer
+            }
+            _ => answer,
+        };
+        let reply = Reply {
+            answer,
+            path: record.target.map(|target| target.path),
+            is_fresh: noted.is_fresh,
+            method: record.method,
+            at: if record.at.secs() == second {
+                record.at
+            } else {
+                Timestamp::from_secs(second)
+            },
+        };
         let window = &client.window;
         self.ordered(settings, normal, window, Some(habits), record)
-            .or_else(|| self.capped(settings, normal, window, habits, clock, record))
+            .or_else(|| self.capped(settings, normal, subject, window, habits, clock, record))
             .or_else(|| {
-                let answer = match page {
-                    // Whoever behaves fails there, too.
-                    Some(path)
-                        if answer == Answer::Missing && self.paths.is_broken(path, second) =>
-                    {
-                        Answer::Neither
-                    }
-                    _ => answer,
-                };
                 let normal_shares = self.standing.shares(second);
-                let path = record.target.map(|target| target.path);
-                let verdict = habits.series.add(
-                    &settings.failures,
-                    answer,
-                    path,
-                    narrow(second),
-                    normal_shares,
-                )?;
+                let verdict = habits
+                    .series
+                    .add(&settings.failures, reply, normal_shares)?;
                 Some(Finding {
                     value: verdict.score,
                     requests: verdict.answers.into(),
@@ -341,12 +331,44 @@ impl Watch {
             .or_else(|| self.attacking(settings, normal, window, habits, record))
     }
 
+    /// Takes in how somebody was answered: what it says of the site.
+    fn stand(
+        &mut self,
+        record: &Record,
+        answer: Answer,
+        was_there: bool,
+        was_fine: bool,
+        mark: u32,
+        second: u64,
+    ) {
+        if was_fine
+            && answer == Answer::Missing
+            && let Some(target) = record.target
+            && target.kind == TargetKind::Page
+        {
+            self.paths.failed(target.path, mark, second);
+        }
+        // What was there and is not says the same whoever asks for it.
+        let speaks = was_fine || was_there && answer == Answer::Missing;
+        if speaks {
+            let answer = if record.status < 400 {
+                Answer::Fine
+            } else {
+                answer
+            };
+            self.standing.add(answer, was_there, mark, second);
+        }
+    }
+
     fn note_kind(&mut self, record: &Record) {
         let Some(target) = record.target else {
             return;
         };
-        self.with_paths += 1.0;
-        if target.kind != TargetKind::Page {
+        let is_answered = record.status < 400 && target.kind != TargetKind::Unbidden;
+        if target.kind == TargetKind::Page || is_answered {
+            self.with_paths += 1.0;
+        }
+        if target.kind != TargetKind::Page && is_answered {
             self.with_pages += 1.0;
         }
         if self.with_paths >= 10_000.0 {
@@ -365,14 +387,14 @@ impl Watch {
         record: &Record,
     ) -> Option<Finding> {
         let finding = detect::client(settings, normal, window, record.at, 1.0)?;
-        match self.room(settings, habits) {
+        match self.room(settings, habits, record.at.secs()) {
             room if room > 1.0 => detect::client(settings, normal, window, record.at, room),
             _ => Some(finding),
         }
     }
 
     /// How much more room than others a client is given.
-    pub fn room(&self, settings: &Settings, habits: Option<&Habits>) -> f64 {
+    pub fn room(&self, settings: &Settings, habits: Option<&Habits>, second: u64) -> f64 {
         let Some(habits) = habits else {
             return 1.0;
         };
@@ -382,15 +404,28 @@ impl Watch {
             _ => manner.agents >= 4,
         };
         let is_crowd = manner.requests >= 40
+            && manner.pages >= 10
             && manner.lead <= 0.3
             && manner.failed <= 0.1
-            && manner.known >= 0.5
+            && (manner.known >= 0.5 || self.is_young(second))
             && loads_pages;
         if is_crowd {
             settings.room.max(1.0)
         } else {
             1.0
         }
+    }
+
+    /// Is it too early for any page to be known?
+    fn is_young(&self, second: u64) -> bool {
+        let began = self.began.unwrap_or(second);
+        self.is_cold && second < began + SETTLING_SECS
+    }
+
+    /// How many times the caps a client may do, since it usually does.
+    pub fn usual(&self, subject: Subject) -> f64 {
+        let cap = self.population.caps()[SPANS - 1] / f64::from(SLICES);
+        self.usual.room(subject, cap)
     }
 
     fn share_with_pages(&self) -> f64 {
@@ -401,10 +436,12 @@ impl Watch {
     }
 
     /// Holds a client's effort in each span against the caps.
+    #[expect(clippy::too_many_arguments, reason = "all of them are looked at")]
     fn capped(
         &self,
         settings: &Settings,
         normal: &Normal,
+        subject: Subject,
         window: &Window,
         habits: &mut Habits,
         clock: u64,
@@ -429,7 +466,9 @@ impl Watch {
         if !(0..SPANS).any(|span| is_over(span, 1.0)) {
             return None;
         }
-        let room = self.room(settings, Some(habits));
+        let room = self
+            .room(settings, Some(habits), clock)
+            .max(self.usual(subject));
         let span = (0..SPANS).find(|span| is_over(*span, room))?;
         let length = spans[span];
         let rate = efforts[span] / f64::from(length);
@@ -464,23 +503,26 @@ impl Watch {
         }
         let Manner {
             requests,
+            pages,
             with_pages,
             known,
             lead,
             ..
         } = habits.manner();
-        let pages = f64::from(requests) * (1.0 - with_pages);
+        let pages = f64::from(pages);
         let least = f64::from(settings.attack_requests);
-        let site_loads_pages = self.share_with_pages() >= HAS_ASSETS;
-        if settings.attack_requests == 0 || with_pages > 0.1 || record.target.is_none() {
+        let share = self.share_with_pages();
+        let site_loads_pages = share >= HAS_ASSETS;
+        let is_bare = with_pages <= (share / 2.0).max(FEW_ASSETS);
+        if settings.attack_requests == 0 || !is_bare || record.target.is_none() {
             return None;
         }
-        let is_one_page = attack.is_what_they_do(attack.again, 5)
+        let is_one_page = attack.is_again()
             && lead >= 0.6
             && pages >= if site_loads_pages { least } else { 1.3 * least };
         let is_invented =
             attack.is_what_they_do(attack.invented, 8) && known <= 0.2 && pages >= MANY * least;
-        let is_bare = site_loads_pages
+        let loads_nothing = site_loads_pages
             && attack.is_what_they_do(attack.of_newcomers - attack.with_pages, 8)
             && with_pages <= 0.02
             && pages >= MANY * least;
@@ -488,7 +530,7 @@ impl Watch {
             Test::OnePage
         } else if is_invented {
             Test::InventedPages
-        } else if is_bare {
+        } else if loads_nothing {
             Test::BarePages
         } else {
             return None;
@@ -526,25 +568,4 @@ fn is_newcomer(habits: &Habits, attack: &Attack) -> bool {
 /// Seconds since the epoch, as they are kept of each client.
 fn narrow(second: u64) -> u32 {
     u32::try_from(second).unwrap_or(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_site_that_failed_is_taken_to_fail_when_nobody_is_left_who_could_say_so() {
-        let mut standing = Standing::default();
-        (0..20).for_each(|client| standing.add(Answer::Fine, client, 1000));
-        assert_eq!(standing.shares(1000), (0.0, 0.0));
-        (0..5).for_each(|_| standing.add(Answer::Missing, 7, 1001));
-        assert!(standing.shares(1001).1 < SITE_FAILS, "one voice");
-        (0..7).for_each(|client| standing.add(Answer::Missing, client, 1002));
-        assert!(standing.shares(1002).1 >= SITE_FAILS);
-        standing.add(Answer::Missing, 1, 1500);
-        assert_eq!(standing.measured(), (0.0, 0.0), "too little is left");
-        assert_eq!(standing.shares(1500), (0.0, SITE_FAILS));
-        assert_eq!(standing.shares(1002 + SITE_FAILS_SECS), (0.0, 0.0));
-        assert_eq!(standing.shares(10), (0.0, 0.0), "the clock was set back");
-    }
 }

@@ -492,6 +492,15 @@ fn doings(known: &Explanation, client: &Known, page: &mut Page) {
             &format!("many people seem to share it: its limits are {room} times as high"),
         );
     }
+    if client.usual > 1.0 {
+        let times = figure(client.usual);
+        page.line(
+            "usual",
+            &format!(
+                "it has done much for long: the limits of its spans are {times} times as high"
+            ),
+        );
+    }
     if let (true, Some(manner)) = (known.is_attacked, client.manner) {
         let who = if client.is_newcomer {
             "it came with the attack on the site and is held to how it asks"

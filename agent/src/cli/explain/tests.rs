@@ -121,6 +121,7 @@ fn client() -> Known {
             distinct_limit: 10,
         }),
         room: 1.0,
+        usual: 1.0,
         is_newcomer: false,
         manner: None,
         samples: Vec::new(),
@@ -314,6 +315,7 @@ fn who_is_not_banned_is_told_how_far_it_is_from_it() {
     );
     let shared = Known {
         room: 3.0,
+        usual: 2.5,
         limits: Limits::Ceiling(30.0),
         ..client()
     };
@@ -323,6 +325,7 @@ fn who_is_not_banned_is_told_how_far_it_is_from_it() {
     for expected in [
         "0.70 a second of 30 (nothing is learnt yet)\n",
         "many people seem to share it: its limits are 3 times as high\n",
+        "it has done much for long: the limits of its spans are 2.5 times as high\n",
         "flagged   within the last minutes, and not banned",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");

@@ -1,0 +1,79 @@
+//! Paths that visitors ask for again and again when nothing is wrong, since the script of a page does: what is new, how the match
+//! stands. When many come at once they ask for these, too.
+
+use std::collections::BTreeMap;
+
+/// Paths that are kept; the one that has kept still the longest gives way.
+const MAX_PATHS: usize = 256;
+/// So many different clients have to do it.
+const VOICES: usize = 3;
+
+#[derive(Clone, Copy, Debug)]
+struct Voices {
+    clients: [u32; VOICES],
+    newest: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Polled {
+    paths: BTreeMap<u32, Voices>,
+}
+
+impl Polled {
+    /// A client asks for little else than this path.
+    pub fn note(&mut self, path: u32, client: u32, second: u64) {
+        if self.paths.len() >= MAX_PATHS && !self.paths.contains_key(&path) {
+            let stillest = self.paths.iter().min_by_key(|(_, voices)| voices.newest);
+            let Some((stillest, _)) = stillest.map(|(path, voices)| (*path, voices.newest)) else {
+                return;
+            };
+            self.paths.remove(&stillest);
+        }
+        let voices = self.paths.entry(path).or_insert(Voices {
+            clients: [0; VOICES],
+            newest: second,
+        });
+        voices.newest = voices.newest.max(second);
+        if !voices.clients.contains(&client)
+            && let Some(free) = voices.clients.iter_mut().find(|one| **one == 0)
+        {
+            *free = client;
+        }
+    }
+
+    /// Do visitors ask for it again and again?
+    #[must_use]
+    pub fn contains(&self, path: u32) -> bool {
+        let voices = self.paths.get(&path);
+        voices.is_some_and(|voices| !voices.clients.contains(&0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_clients_make_a_path_one_that_is_polled() {
+        let mut polled = Polled::default();
+        for client in [7, 8, 7, 8] {
+            polled.note(1, client, 1000);
+            assert!(!polled.contains(1));
+        }
+        polled.note(1, 9, 1000);
+        assert!(polled.contains(1) && !polled.contains(2));
+    }
+
+    #[test]
+    fn it_is_bounded_and_the_stillest_path_gives_way() {
+        let mut polled = Polled::default();
+        (1..=3).for_each(|client| polled.note(0, client, 1000));
+        for path in 1..10_000 {
+            (1..=3).for_each(|client| polled.note(path, client, 1000 + u64::from(path)));
+            polled.note(0, 1, 1000 + u64::from(path));
+        }
+        assert_eq!(polled.paths.len(), MAX_PATHS);
+        assert!(polled.contains(0) && polled.contains(9_999) && !polled.contains(1));
+    }
+}
