@@ -15,6 +15,8 @@ use super::{
 enum Aim {
     /// The front page.
     One,
+    /// The page that most people ask for.
+    Landing,
     /// Pages as popular as they are.
     Known,
     /// Never the same, never heard of, and answered all the same.
@@ -25,6 +27,7 @@ impl Aim {
     fn target(self, scene: &Scene<'_>, dice: &mut Dice) -> Target {
         match self {
             Self::One => path("/"),
+            Self::Landing => scene.landing,
             Self::Known => scene.page(dice),
             Self::Unknown => path(&format!("/search/{:016x}", dice.bits())),
         }
@@ -42,7 +45,7 @@ pub fn all() -> Vec<Scenario> {
             [Goal::Median(8.0), Goal::Caught(0.99)].as_slice(),
         ),
         ("5", 5.0, 600, &[Goal::Median(30.0), Goal::Caught(0.99)]),
-        ("1", 1.0, 1800, &[Goal::Within(600.0, 0.9)]),
+        ("1", 1.0, 1800, &[Goal::Median(600.0), Goal::Caught(0.9)]),
     ] {
         for (suffix, aim) in [
             ("", Aim::One),
@@ -79,29 +82,87 @@ pub fn all() -> Vec<Scenario> {
             play.attack(requests);
         },
     ));
+    all.extend(guessers());
+    all.extend(botnets());
+    all.push(ramp());
+    all.push(rotating("v6-in-64", |dice| v6(0x7, dice.bits())));
+    all.push(rotating("v6-in-56", |dice| {
+        v6(0x0700 | dice.bits() & 0xff, dice.bits())
+    }));
+    all.push(rotating("v6-in-48", |dice| {
+        v6(dice.bits() & 0xffff, dice.bits())
+    }));
+    all.push(neighbours());
+    all
+}
+
+fn guessers() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    for (name, sources, rate, is_form, goal) in [
+        ("guessing", 1, 0.5, true, Goal::Median(30.0)),
+        ("guessing-50", 50, 0.1, true, Goal::Within(120.0, 0.95)),
+        ("guessing-basic", 1, 0.5, false, Goal::Median(30.0)),
+        (
+            "guessing-basic-50",
+            50,
+            0.1,
+            false,
+            Goal::Within(120.0, 0.95),
+        ),
+    ] {
+        all.push(Scenario::attack(
+            name,
+            600,
+            &[goal],
+            move |_, dice, play| {
+                for who in Attacker::many(sources, dice) {
+                    let guesses = who.flood(rate, play, dice, guess);
+                    play.attack(if is_form { sent(guesses) } else { guesses });
+                }
+            },
+        ));
+    }
     all.push(Scenario::attack(
-        "guessing",
+        "guessing-form",
         600,
         &[Goal::Median(30.0)],
         |_, dice, play| {
             let who = Attacker::single(dice);
-            let requests = who.flood(0.5, play, dice, guess);
-            play.attack(requests);
+            let guesses = sent(who.flood(0.5, play, dice, guess));
+            // Each time the form is fetched first, for the token in it.
+            let forms = guesses.iter().map(|guess| Request {
+                at: guess.at - 200,
+                status: 200,
+                is_form: false,
+                ..*guess
+            });
+            let forms: Vec<_> = forms.collect();
+            play.attack(forms);
+            play.attack(guesses);
         },
     ));
+    all
+}
+
+fn botnets() -> Vec<Scenario> {
+    let mut all = Vec::new();
     all.push(Scenario::attack(
-        "guessing-50",
-        600,
-        &[Goal::Within(120.0, 0.95)],
+        "botnet-favicon",
+        300,
+        &[Goal::Alarm(30.0), Goal::Within(90.0, 0.95)],
         |_, dice, play| {
-            for who in Attacker::many(50, dice) {
-                let requests = who.flood(0.1, play, dice, guess);
+            for who in Attacker::many(200, dice) {
+                let requests = who.flood(0.3, play, dice, |dice| {
+                    let is_icon = dice.chance(1.0 / 6.0);
+                    (path(if is_icon { "/favicon.ico" } else { "/" }), 200)
+                });
                 play.attack(requests);
             }
         },
     ));
     for (name, aim, goal) in [
         ("botnet", Aim::One, Goal::Within(60.0, 0.95)),
+        ("botnet-landing", Aim::Landing, Goal::Within(60.0, 0.95)),
         ("botnet-known", Aim::Known, Goal::Within(180.0, 0.7)),
         ("botnet-unknown", Aim::Unknown, Goal::Within(180.0, 0.7)),
     ] {
@@ -118,15 +179,6 @@ pub fn all() -> Vec<Scenario> {
             },
         ));
     }
-    all.push(ramp());
-    all.push(rotating("v6-in-64", |dice| v6(0x7, dice.bits())));
-    all.push(rotating("v6-in-56", |dice| {
-        v6(0x0700 | dice.bits() & 0xff, dice.bits())
-    }));
-    all.push(rotating("v6-in-48", |dice| {
-        v6(dice.bits() & 0xffff, dice.bits())
-    }));
-    all.push(neighbours());
     all
 }
 
@@ -180,6 +232,7 @@ impl Attacker {
                 target,
                 status,
                 agent: Some(self.agent),
+                is_form: false,
             }
         };
         times.into_iter().map(ask).collect()
@@ -210,6 +263,14 @@ fn guess(dice: &mut Dice) -> (Target, u16) {
     (path("/login"), status)
 }
 
+/// The same as forms that are sent.
+fn sent(mut requests: Vec<Request>) -> Vec<Request> {
+    for request in &mut requests {
+        request.is_form = true;
+    }
+    requests
+}
+
 /// From 0.05 to 25 requests a second, twice as many every five minutes.
 fn ramp() -> Scenario {
     const START: f64 = 0.05;
@@ -233,6 +294,7 @@ fn ramp() -> Scenario {
                 target: path("/"),
                 status: 200,
                 agent: Some(who.agent),
+                is_form: false,
             });
         }
         play.attack(requests);

@@ -172,6 +172,7 @@ impl Scene<'_> {
                         target: self.landing,
                         status: 200,
                         agent: person.agent,
+                        is_form: false,
                     });
                 }
                 all.extend(session.iter().map(|step| Request {
@@ -180,6 +181,7 @@ impl Scene<'_> {
                     target: step.target,
                     status: step.status,
                     agent: person.agent,
+                    is_form: false,
                 }));
             }
         }

@@ -37,6 +37,7 @@ pub fn all() -> Vec<Scenario> {
         ("monitor-60s", 60.0, "/", 200),
         ("feed-60s", 60.0, "/feed.xml", 304),
         ("poller-2s", 2.0, "/api/v1/news", 304),
+        ("health-1s", 1.0, "/health", 200),
     ] {
         all.push(Scenario::innocent(name, 9000, move |scene, dice, play| {
             every(gap, page, status, scene, dice, play);
@@ -50,6 +51,14 @@ pub fn all() -> Vec<Scenario> {
         mistyped_password,
     ));
     all.push(Scenario::innocent("expired-token", 1800, expired_token));
+    all.push(Scenario::innocent("expired-session", 1800, expired_session));
+    all.push(Scenario::innocent("forgotten-tab", 3600, forgotten_tab));
+    all.push(Scenario::innocent("live-crowd", 1800, live_crowd));
+    for (name, people) in [("office-20", 20), ("office-100", 100)] {
+        all.push(Scenario::innocent(name, 9000, move |scene, dice, play| {
+            office(people, scene, dice, play);
+        }));
+    }
     all.push(Scenario::innocent(
         "outage-502",
         900,
@@ -128,6 +137,7 @@ fn crawler(scene: &Scene<'_>, rate: f64, dice: &mut Dice, play: &mut Play) {
                 target,
                 status: if dice.chance(0.01) { 404 } else { 200 },
                 agent: Some(agent("a search engine")),
+                is_form: false,
             }
         })
         .collect();
@@ -150,6 +160,7 @@ fn every(gap: f64, page: &str, status: u16, scene: &Scene<'_>, dice: &mut Dice, 
             target: path(page),
             status: if dice.chance(0.05) { 200 } else { status },
             agent: Some(agent(page)),
+            is_form: false,
         });
         at += gap;
     }
@@ -200,6 +211,7 @@ fn iphones(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
                 target: path(icon),
                 status: 404,
                 agent: person.agent,
+                is_form: false,
             });
         }
     }
@@ -219,6 +231,7 @@ fn mistyped_password(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
                 target: path("/login"),
                 status,
                 agent: person.agent,
+                is_form: true,
             });
             at += millis(dice.between(4.0, 15.0));
         }
@@ -245,10 +258,110 @@ fn expired_token(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
                 target: path(page),
                 status,
                 agent: Some(agent("an app")),
+                is_form: false,
             });
         }
     }
     play.put(requests);
+}
+
+/// Ten people whose session has run out: the page's scripts are refused all at once, try again three times, and a form asks for the
+/// password, which is mistyped once.
+fn expired_session(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let mut requests = Vec::new();
+    for _ in 0..10 {
+        let person = scene.stranger(dice);
+        let start = play.from + millis(dice.between(0.0, 900.0));
+        let ask = |at, page: &str, status, is_form| Request {
+            at,
+            client: person.client,
+            target: path(page),
+            status,
+            agent: person.agent,
+            is_form,
+        };
+        requests.push(ask(start, "/app", 200, false));
+        for wait in [1000, 2000, 4000, 8000] {
+            for part in 0..6 {
+                let at = start + wait + millis(dice.between(0.0, 0.3));
+                requests.push(ask(at, &format!("/api/v1/part{part}"), 401, false));
+            }
+        }
+        requests.push(ask(start + 25_000, "/api/v1/login", 401, true));
+        requests.push(ask(start + 35_000, "/api/v1/login", 200, true));
+        scene.visit(dice, person, false, start + 36_000, &mut requests);
+    }
+    play.put(requests);
+}
+
+/// Five tabs that ask for news each five seconds and are left open after the session has ended.
+fn forgotten_tab(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let mut requests = Vec::new();
+    for _ in 0..5 {
+        let person = scene.stranger(dice);
+        let mut at = play.from + millis(dice.between(0.0, 300.0));
+        let ends = at + 600_000;
+        while at < play.until {
+            requests.push(Request {
+                at,
+                client: person.client,
+                target: path("/api/v1/inbox"),
+                status: if at < ends { 200 } else { 401 },
+                agent: person.agent,
+                is_form: false,
+            });
+            at += 5_000;
+        }
+    }
+    play.put(requests);
+}
+
+/// A page whose script asks what is new each few seconds: one visitor a minute, until something happens and four hundred come.
+fn live_crowd(scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let first = play.background.first().map_or(play.from, |first| first.at);
+    let mut starts = dice.arrivals(1.0 / 60.0, first, play.from);
+    for _ in 0..400 {
+        let after = (dice.exponential() * 120.0).min(600.0);
+        starts.push(play.from + millis(after));
+    }
+    let mut requests = Vec::new();
+    for start in starts {
+        let person = scene.stranger(dice);
+        scene.visit(dice, person, true, start, &mut requests);
+        let stays = start + millis(dice.between(60.0, 600.0));
+        let mut at = start + 1000;
+        while at < stays.min(play.until) {
+            requests.push(Request {
+                at,
+                client: person.client,
+                target: path("/api/live"),
+                status: 200,
+                agent: person.agent,
+                is_form: false,
+            });
+            at += 5_000 + millis(dice.between(0.0, 0.2));
+        }
+    }
+    play.put(requests);
+}
+
+/// All that comes is from one address, behind which so many people work: each opens the site every five minutes.
+fn office(people: u32, scene: &Scene<'_>, dice: &mut Dice, play: &mut Play) {
+    let first = play.background.first().map_or(play.from, |first| first.at);
+    play.background.clear();
+    let client = Ipv4Addr::new(61, 7, 7, 7).into();
+    let mut visits = Vec::new();
+    for _ in 0..people {
+        let person = Person {
+            client,
+            returns: true,
+            ..scene.stranger(dice)
+        };
+        for start in dice.arrivals(1.0 / 300.0, first, play.until) {
+            scene.visit(dice, person, false, start, &mut visits);
+        }
+    }
+    play.put(visits);
 }
 
 /// For a while everybody gets this answer to everything, and those who asked for a page try again.

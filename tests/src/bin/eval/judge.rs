@@ -257,6 +257,7 @@ mod tests {
             target: path("/"),
             status: 200,
             agent: None,
+            is_form: false,
         }
     }
 

@@ -40,6 +40,9 @@ struct Log {
     offenders: BTreeSet<Subject>,
 }
 
+/// Of its 58 requests 48 are for different paths that are not there: no visitor of `secrepo-2018`.
+const SCANNER: Ipv4Addr = Ipv4Addr::new(202, 115, 12, 166);
+
 impl Real {
     /// Those that are in a folder.
     pub fn load(folder: &Path) -> Result<Self> {
@@ -56,22 +59,25 @@ impl Real {
         ] {
             let Some(file) = file(log) else { continue };
             let mut trace = trace::combined(&file)?;
+            let whole = trace.requests.clone();
+            let mut offenders = Vec::new();
             // One of them holds somebody who tried thousands of names.
-            if let Some(heaviest) = trace.heaviest() {
-                let (others, its) = trace.clone().without(heaviest);
-                if its.len() > 1_000 {
-                    real.logs.push(Log::new(
-                        format!("{name}: enumerator alone"),
-                        its,
-                        &[heaviest],
-                    ));
-                    real.logs.push(Log::new(
-                        format!("{name}: whole log"),
-                        trace.requests,
-                        &[heaviest],
-                    ));
+            for (what, offender) in [
+                ("enumerator", trace.heaviest()),
+                ("scanner", Some(SCANNER.into())),
+            ] {
+                let Some(offender) = offender else { continue };
+                let (others, its) = trace.clone().without(offender);
+                if its.len() > 1_000 || what == "scanner" && !its.is_empty() {
+                    let alone = format!("{name}: {what} alone");
+                    real.logs.push(Log::new(alone, its, &[offender]));
+                    offenders.push(offender);
                     trace = others;
                 }
+            }
+            if !offenders.is_empty() {
+                let log = Log::new(format!("{name}: whole log"), whole, &offenders);
+                real.logs.push(log);
             }
             real.traces.push((name, trace));
         }
@@ -240,6 +246,7 @@ pub fn play_seconds(settings: &Settings, counts: &[u32]) -> Trial {
                 target: targets[popularity.draw(&mut dice)],
                 status: if dice.chance(0.007) { 404 } else { 200 },
                 agent: None,
+                is_form: false,
             };
             records.push(request.record());
             total = total.wrapping_add(1);

@@ -215,6 +215,7 @@ impl Site {
             target,
             status,
             agent: person.agent,
+            is_form: false,
         };
         let mut at = at;
         let mut cached = if person.returns { self.common.len() } else { 0 };
@@ -297,6 +298,7 @@ impl Site {
                     target,
                     status: 200,
                     agent: person.agent,
+                    is_form: false,
                 });
             }
         }

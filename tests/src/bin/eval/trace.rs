@@ -127,6 +127,7 @@ pub fn nasa(file: &Path) -> Result<Trace> {
             target: Target::of(url, 0),
             status: u16::try_from(status).unwrap_or(0),
             agent: None,
+            is_form: false,
         });
     }
     Ok(Trace::new(requests))
@@ -158,6 +159,7 @@ pub fn combined(file: &Path) -> Result<Trace> {
             target: Target::of(request, 0),
             status: record.status,
             agent: browser.map(|name| agent(&String::from_utf8_lossy(name))),
+            is_form: false,
         });
     }
     Ok(Trace::new(requests))

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use portcullis_engine::{
     Timestamp,
-    parse::{Record, Target},
+    parse::{Method, Record, Target},
 };
 
 /// One request.
@@ -20,6 +20,8 @@ pub struct Request {
     pub status: u16,
     /// Hash of the user agent, where the log has it.
     pub agent: Option<u32>,
+    /// It sends a form, and does not only ask.
+    pub is_form: bool,
 }
 
 impl Request {
@@ -28,6 +30,11 @@ impl Request {
         Record {
             target: Some(self.target),
             agent: self.agent,
+            method: Some(if self.is_form {
+                Method::Unsafe
+            } else {
+                Method::Safe
+            }),
             ..Record::new(Timestamp::from_millis(self.at), self.client, self.status)
         }
     }
