@@ -520,7 +520,7 @@ impl Engine {
             } = self.clients.strip(subject);
             finding.samples = samples(&self.logs, habits.as_deref().map(Habits::samples));
             if let Some(habits) = &habits {
-                self.watch.flagged(subject, habits);
+                self.watch.flagged(subject, &finding, habits);
             }
             self.legitimate.subtract(&done);
             // Behind the time, most of it may be over: would the rest do?
@@ -594,7 +594,7 @@ impl Engine {
             self.site.clear();
             self.legitimate.clear();
             self.clients.clear();
-            self.watch.set_back();
+            self.watch.set_back(now.secs());
             self.prefixes = Prefixes::default();
             self.refused.clear();
             self.learn_from = None;

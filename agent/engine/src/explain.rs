@@ -197,7 +197,7 @@ impl Of<'_> {
             let span = |span| Span {
                 secs: secs[span],
                 effort: efforts[span],
-                cap: caps[span] * room.max(usual),
+                cap: caps[span] * if span < 2 { room } else { room.max(usual) },
             };
             (0..SPANS).map(span).collect()
         });

@@ -67,6 +67,9 @@ impl Answer {
     pub fn of(record: &Record) -> Self {
         let kind = record.target.map(|target| target.kind);
         match (record.status, kind) {
+            _ if record.method == Some(Method::Preflight) => Self::Neither,
+            // Sent elsewhere: whether it is there, nobody knows yet. (What is sent and let in is sent on, too.)
+            (300..304 | 305..400, _) if record.method == Some(Method::Safe) => Self::Neither,
             // What comes with a page says nothing of who asks for it.
             (0..400, Some(TargetKind::Unbidden | TargetKind::Asset | TargetKind::Filed)) => {
                 Self::Neither
@@ -108,11 +111,14 @@ pub struct Series {
     door: u32,
     answers: u32,
     failures: u32,
-    /// Of these the refusals, without those of several paths at once.
+    /// Of these the refusals, without those of several paths at once; and what was missing at different paths.
     refused: u32,
+    missing: u32,
     paths: smallvec::SmallVec<[u32; 4]>,
     /// Several paths were refused at that time.
     at_once: bool,
+    /// It was for something that was sent.
+    was_sent: bool,
     /// Something that was sent has been refused, and not only something that was asked for.
     sent: bool,
     /// It has begun anew with the first thing that it sent.
@@ -167,7 +173,7 @@ impl Series {
         }
         let step = match answer {
             Answer::Refused if self.was_just_refused(reply) => match reply.path {
-                Some(path) if path != self.door && !self.at_once => {
+                Some(path) if path != self.door && !self.at_once && !self.was_sent => {
                     self.at_once = true;
                     self.refused -= 1;
                     of_missing - of_refused
@@ -204,11 +210,14 @@ impl Series {
             self.refused_at = at;
             self.door = reply.path.unwrap_or_default();
             self.at_once = false;
+            self.was_sent = reply.method == Some(Method::Unsafe);
             self.sent |= reply.method == Some(Method::Unsafe);
         }
+        let is_new = reply.path.is_none_or(|path| !self.paths.contains(&path));
+        self.missing += u32::from(answer == Answer::Missing && is_new);
         if let Some(path) = reply.path
             && self.paths.len() < MAX_DISTINCT
-            && !self.paths.contains(&path)
+            && is_new
         {
             self.paths.push(path);
         }
@@ -228,7 +237,7 @@ impl Series {
         })
     }
 
-    /// No program sends a form again and again by itself: that is remembered for longer.
+    /// People do not send a form again and again: that is remembered for longer.
     fn half_life(&self, settings: &Settings) -> f64 {
         let times = if self.sent { SENT_LASTS } else { 1.0 };
         times * settings.half_life_secs
@@ -250,19 +259,19 @@ impl Series {
         self.was_refused() && reply.at < self.refused_at + least
     }
 
-    /// Do nearly all of its failures come from trying to get in?
+    /// Do nearly all of its failures come from trying to get in? What is missing at one path again and again hides nothing.
     const fn is_at_a_door(&self) -> bool {
-        self.refused > 0 && 4 * self.refused >= 3 * self.failures
+        self.refused > 0 && self.refused >= 3 * self.missing
     }
 
-    /// How much an answer that did not fail speaks for the client. A page that it knows already says nothing, or every guess could
-    /// be paid for with the form that it is sent from; nor does the form itself.
+    /// How much an answer that did not fail speaks for the client. Of somebody who has sent what was refused a page that it knows
+    /// already says nothing, or every guess could be paid for with the form that it is sent from; nor does the form itself.
     fn worth(&self, reply: Reply) -> f64 {
-        let Some(path) = reply.path else {
+        let Some(path) = reply.path.filter(|_| self.sent) else {
             return 1.0;
         };
         if self.paths.contains(&path) {
-            let is_form = self.sent && reply.method == Some(Method::Safe);
+            let is_form = reply.method == Some(Method::Safe);
             return if is_form { 0.0 } else { 1.0 };
         }
         match (reply.is_fresh, self.is_at_a_door()) {
@@ -392,11 +401,11 @@ mod tests {
     }
 
     /// The definition: the score is the largest sum of faded steps over all answers from some one on to the newest, or nothing;
-    /// what is counted begins where that sum does. Returns score, answers, failures, refused, and different paths.
+    /// what is counted begins where that sum does. Returns score, answers, failures, whether these are at a door, and different paths.
     fn by_definition(
         all: &[(Answer, Option<u32>, u32)],
         normal: (f64, f64),
-    ) -> (f64, usize, usize, usize, usize) {
+    ) -> (f64, usize, usize, bool, usize) {
         let (refused, missing) = (normal.0.max(0.02), normal.1.max(0.05));
         let step = |answer| match answer {
             Answer::Refused => (0.98 / refused).ln(),
@@ -404,7 +413,7 @@ mod tests {
             _ => (0.02 / (1.0 - refused)).ln(),
         };
         let Some((_, _, now)) = all.last() else {
-            return (0.0, 0, 0, 0, 0);
+            return (0.0, 0, 0, false, 0);
         };
         let mut sum = 0.0;
         let mut best = (0.0, all.len());
@@ -425,11 +434,25 @@ mod tests {
         let refused = failed()
             .filter(|(answer, ..)| *answer == Answer::Refused)
             .count();
+        // Sixteen paths are kept; what is missing at one of them again is nothing new.
+        let mut kept = Vec::new();
+        let mut missing = 0;
+        for (answer, path, _) in failed() {
+            let is_new = path.is_none_or(|path| !kept.contains(&path));
+            missing += usize::from(*answer == Answer::Missing && is_new);
+            if let Some(path) = path
+                && is_new
+                && kept.len() < 16
+            {
+                kept.push(*path);
+            }
+        }
+        let is_at_a_door = refused > 0 && refused >= 3 * missing;
         (
             best.0,
             counted.len(),
             failed().count(),
-            refused,
+            is_at_a_door,
             paths.len(),
         )
     }
@@ -460,7 +483,7 @@ mod tests {
                     continue;
                 }
                 all.push((answer, path, now));
-                let (score, counted, failures, refused, distinct) = by_definition(&all, normal);
+                let (score, counted, failures, is_at_a_door, distinct) = by_definition(&all, normal);
                 prop_assert!((f64::from(series.score) - score).abs() < 1e-3 * score.max(1.0), "{} {}", series.score, score);
                 // Sums that are next to nothing begin anew or not by the last digit.
                 if score > 1e-3 {
@@ -468,7 +491,7 @@ mod tests {
                     prop_assert_eq!(series.paths.len(), distinct.min(16));
                 }
                 let is_broad = if path.is_some() { distinct.min(16) >= 10 } else { failures >= 20 };
-                let is_guesser = 4 * refused >= 3 * failures || is_broad;
+                let is_guesser = is_at_a_door || is_broad;
                 if (score - 13.8).abs() > 0.02 {
                     prop_assert_eq!(verdict.is_some(), answer != Answer::Fine && score > 13.8 && is_guesser);
                 }

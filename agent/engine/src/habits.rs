@@ -14,8 +14,8 @@ pub const SLICES: u32 = 10;
 const MEMORY: u32 = 512;
 /// Words of the filter of paths that the client has asked for.
 const SEEN_WORDS: usize = 8;
-/// The same of those that it was given again.
-const GIVEN_WORDS: usize = 2;
+/// Pages that it was given again are kept so many, the newest.
+const GIVEN: usize = 16;
 /// Places of its newest lines that are kept.
 pub const SAMPLES: usize = 3;
 
@@ -55,7 +55,7 @@ pub struct Habits {
     favourite: u32,
     lead: u32,
     seen: Filter<SEEN_WORDS>,
-    given: Filter<GIVEN_WORDS>,
+    given: [u32; GIVEN],
     /// A bit for each user agent, hashed.
     agents: u32,
     /// The test on its answers.
@@ -76,11 +76,6 @@ impl<const WORDS: usize> Default for Filter<WORDS> {
 impl<const WORDS: usize> Filter<WORDS> {
     const fn place(path: u32) -> (usize, u64) {
         ((path >> 6) as usize % WORDS, 1 << (path % 64))
-    }
-
-    const fn contains(&self, path: u32) -> bool {
-        let (word, bit) = Self::place(path);
-        self.0[word] & bit != 0
     }
 
     /// Was the path not in it? From now on it is.
@@ -133,6 +128,8 @@ pub struct Noted {
     pub for_long: u32,
     /// It was for what comes with a page, and answered.
     pub is_shown: bool,
+    /// It was for what scripts ask for, which is neither.
+    pub is_polled: bool,
     /// It was for a page …
     pub is_page: bool,
     /// … that the client had not asked for before.
@@ -146,6 +143,7 @@ impl Noted {
             for_long: effort,
             is_shown: false,
             is_page: false,
+            is_polled: false,
             is_fresh: false,
         }
     }
@@ -202,12 +200,12 @@ impl Habits {
                 (true, false) => STRANGE_FOR_LONG,
                 (false, _) => UNIT,
             },
-            is_shown: is_polled,
+            is_shown: false,
             is_page: !is_polled,
+            is_polled,
             is_fresh,
         };
         if is_polled {
-            self.with_pages += 1;
             return noted;
         }
         self.pages += 1;
@@ -226,24 +224,33 @@ impl Habits {
 
     /// The client was given a page that it had seen before, and had only to ask.
     pub fn give(&mut self, path: u32) {
-        self.given.is_new(path);
+        if !self.was_given(path) {
+            self.given.rotate_right(1);
+            self.given[0] = path;
+        }
     }
 
     /// Was it given that page more than once?
     #[must_use]
     pub fn was_given(&self, path: u32) -> bool {
-        self.given.contains(path)
+        self.given.contains(&path)
     }
 
     /// The path that it asks for and little else, each time that it has done so five times more.
     #[must_use]
     pub const fn polls(&self) -> Option<u32> {
-        let is_all = 10 * self.lead >= 6 * self.pages;
-        if is_all && self.lead >= 5 && self.lead.is_multiple_of(5) {
+        let is_most = 10 * self.lead >= 6 * self.pages;
+        if is_most && self.lead >= 5 && self.lead.is_multiple_of(5) {
             Some(self.favourite)
         } else {
             None
         }
+    }
+
+    /// Has it asked for anything but one page?
+    #[must_use]
+    pub const fn looks_around(&self) -> bool {
+        self.lead < self.pages || self.with_pages > 0
     }
 
     /// Has it been here for so many seconds?

@@ -204,11 +204,20 @@ impl Ledger {
         let count = self
             .offences
             .get(&subject)
-            .map_or(0, |offences| offences.count)
-            .saturating_add(1);
+            .map_or(0, |offences| offences.count);
+        let (step, length) = self.step(count.saturating_add(1), weight);
+        // A light one never brings anybody to where the next one is for good.
+        let finite = self
+            .schedule
+            .iter()
+            .take_while(|length| **length != Length::Permanent);
+        let most = u32::try_from(finite.count().saturating_sub(1)).unwrap_or(u32::MAX);
+        let count = match weight {
+            Weight::Light => count.max(most.min(count.saturating_add(1))),
+            Weight::Full => count.saturating_add(1),
+        };
         let offences = Offences { count, last: now };
         let forgotten = self.set_offences(subject, offences);
-        let (step, length) = self.step(count, weight);
         (step, length, offences, forgotten)
     }
 
@@ -445,8 +454,21 @@ mod tests {
         assert_eq!(steps, expected);
         let light = ledger.next_step(subject("192.0.2.1"), Weight::Light);
         assert_eq!(light, (3, minutes(120)));
-        let light = ledger.next_step(subject("192.0.2.2"), Weight::Light);
-        assert_eq!(light, (1, minutes(10)));
+        let mut light = || {
+            let (step, length, offences, _) =
+                ledger.offend(subject("192.0.2.2"), Weight::Light, T0);
+            (step, length, offences.count)
+        };
+        let steps: Vec<_> = (0..4).map(|_| light()).collect();
+        let expected = [
+            (1, minutes(10), 1),
+            (2, minutes(30), 2),
+            (3, minutes(120), 2),
+            (3, minutes(120), 2),
+        ];
+        assert_eq!(steps, expected);
+        let full = ledger.next_step(subject("192.0.2.2"), Weight::Full);
+        assert_eq!(full, (3, minutes(120)));
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 /// Paths that are kept; the one that has kept still the longest gives way.
 const MAX_PATHS: usize = 256;
-/// So many different clients have to do it.
+/// So many different clients have to do it, within so many seconds.
 const VOICES: usize = 3;
+const FORGET_SECS: u64 = 86_400;
 
 #[derive(Clone, Copy, Debug)]
 struct Voices {
-    clients: [u32; VOICES],
+    clients: [(u32, u64); VOICES],
     newest: u64,
 }
 
@@ -31,22 +32,22 @@ impl Polled {
             self.paths.remove(&stillest);
         }
         let voices = self.paths.entry(path).or_insert(Voices {
-            clients: [0; VOICES],
+            clients: [(0, 0); VOICES],
             newest: second,
         });
         voices.newest = voices.newest.max(second);
-        if !voices.clients.contains(&client)
-            && let Some(free) = voices.clients.iter_mut().find(|one| **one == 0)
-        {
-            *free = client;
-        }
+        let known = voices.clients.iter().position(|(one, _)| *one == client);
+        voices.clients[..=known.unwrap_or(VOICES - 1)].rotate_right(1);
+        voices.clients[0] = (client, second);
     }
 
     /// Do visitors ask for it again and again?
     #[must_use]
-    pub fn contains(&self, path: u32) -> bool {
+    pub fn contains(&self, path: u32, second: u64) -> bool {
+        let is_recent =
+            |(client, at): &(u32, u64)| *client != 0 && second.saturating_sub(*at) < FORGET_SECS;
         let voices = self.paths.get(&path);
-        voices.is_some_and(|voices| !voices.clients.contains(&0))
+        voices.is_some_and(|voices| voices.clients.iter().all(is_recent))
     }
 }
 
@@ -59,10 +60,11 @@ mod tests {
         let mut polled = Polled::default();
         for client in [7, 8, 7, 8] {
             polled.note(1, client, 1000);
-            assert!(!polled.contains(1));
+            assert!(!polled.contains(1, 1000));
         }
         polled.note(1, 9, 1000);
-        assert!(polled.contains(1) && !polled.contains(2));
+        assert!(polled.contains(1, 1000) && !polled.contains(2, 1000));
+        assert!(polled.contains(1, 87_399) && !polled.contains(1, 87_400));
     }
 
     #[test]
@@ -74,6 +76,7 @@ mod tests {
             polled.note(0, 1, 1000 + u64::from(path));
         }
         assert_eq!(polled.paths.len(), MAX_PATHS);
-        assert!(polled.contains(0) && polled.contains(9_999) && !polled.contains(1));
+        let contains = |path| polled.contains(path, 11_000);
+        assert!(contains(0) && contains(9_999) && !contains(1));
     }
 }

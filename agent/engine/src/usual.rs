@@ -1,7 +1,7 @@
 //! What single clients usually do here, of those that do much: the office that sends most of the traffic, the health check each
 //! second, the partner's program. What has been normal of one of them for hours is no anomaly of it.
 //!
-//! A client's level is its effort a window, averaged over the last hour or so in which it came. It rises slowly: whoever does twice as
+//! A client's level is its effort a window, averaged over the last hours in which it came. It rises slowly: whoever does twice as
 //! much every half hour is ahead of it. Who was here before the agent was, as far as one can tell, has it from the beginning.
 
 use std::collections::BTreeMap;
@@ -10,15 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::subject::Subject;
 
-/// Clients whose levels are kept; the one that has kept still the longest gives way.
+/// Clients whose levels are kept; the lowest level gives way, and half of it is gone when its client has not come for a week.
 const MAX_CLIENTS: usize = 512;
 /// Who does less in a window is none of them, in requests of full effort.
 const LEAST: f64 = 15.0;
 /// The level comes nearer to what was done in a window by these shares, up and down.
-const RISES: f64 = 1.0 / 60.0;
+const RISES: f64 = 1.0 / 180.0;
 const FALLS: f64 = 1.0 / 600.0;
 /// Twice the level is usual, too.
 const ROOM: f64 = 2.0;
+const WEEK: f64 = 7.0 * 86_400.0;
 /// But no client has more than so many times the room of any other.
 const MOST: f64 = 16.0;
 
@@ -66,9 +67,14 @@ impl Usual {
             return;
         }
         if self.clients.len() >= MAX_CLIENTS {
-            let stillest = self.clients.iter().min_by_key(|(_, level)| level.seen);
-            if let Some((stillest, _)) = stillest.map(|(client, level)| (*client, level.seen)) {
-                self.clients.remove(&stillest);
+            let now = |level: &Level| {
+                let silent = second.saturating_sub(level.seen) as f64;
+                level.effort * (-silent / WEEK).exp2()
+            };
+            let lowest = self.clients.iter();
+            let lowest = lowest.min_by(|(_, one), (_, other)| now(one).total_cmp(&now(other)));
+            if let Some(lowest) = lowest.map(|(client, _)| *client) {
+                self.clients.remove(&lowest);
             }
         }
         let effort = if from_the_start {
@@ -83,11 +89,19 @@ impl Usual {
         self.clients.insert(client, level);
     }
 
-    /// What a client has done lately is held against it: so much is no longer usual as that may have taught.
-    pub fn unlearn(&mut self, client: Subject, effort: f64) {
+    /// What a client has done lately is held against it: so much is no longer usual as that may have taught; and where it is just
+    /// that it did too much, half of the rest.
+    pub fn unlearn(&mut self, client: Subject, effort: f64, was_too_much: bool) {
         if let Some(level) = self.clients.get_mut(&client) {
-            level.effort = (level.effort - RISES * effort).max(0.0);
+            let times = if was_too_much { 0.5 } else { 1.0 };
+            level.effort = times * (level.effort - RISES * effort).max(0.0);
         }
+    }
+
+    /// Is no client known to do much?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.clients.is_empty()
     }
 
     /// How many times a cap of so much a window a client may do.
@@ -120,9 +134,9 @@ mod tests {
     #[test]
     fn what_was_usual_for_hours_has_room_twice_over() {
         assert!(after(std::iter::repeat_n(50.0, 10)) <= 1.0);
-        // 1 − e^−1 of it after an hour: 2 × 0.63.
-        let hour = after(std::iter::repeat_n(50.0, 60));
-        assert!((1.2..1.35).contains(&hour), "{hour}");
+        // 1 − e^−1 of it after three hours: 2 × 0.63.
+        let hours = after(std::iter::repeat_n(50.0, 180));
+        assert!((1.2..1.35).contains(&hours), "{hours}");
         let day = after(std::iter::repeat_n(50.0, 1440));
         assert!((1.99..=2.0).contains(&day), "{day}");
         // A weekend of silence takes nothing away, and a quiet evening little.
@@ -133,10 +147,10 @@ mod tests {
 
     #[test]
     fn a_ramp_is_ahead_of_its_own_past() {
-        // Twice as much every five minutes, and every half hour: at no time does the level come to half of it.
-        for minutes in [5.0, 30.0] {
+        // Twice as much every five minutes, and every hour: at no time does the level come to half of it.
+        for minutes in [5.0, 60.0] {
             let mut usual = Usual::default();
-            for n in 0..300_u32 {
+            for n in 0..600_u32 {
                 let effort = 20.0 * (f64::from(n) / minutes).exp2();
                 usual.note(client(1), effort, false, u64::from(60 * n));
                 let room = usual.room(client(1), 51.5);
@@ -155,7 +169,7 @@ mod tests {
         for round in 0..100 {
             for who in [client(1), client(2)] {
                 (0..9).for_each(|n| usual.note(who, 60.0, false, 600 * round + 60 * n));
-                usual.unlearn(who, 9.0 * 60.0);
+                usual.unlearn(who, 9.0 * 60.0, false);
             }
             assert!(usual.room(client(1), 50.0) <= 1.0);
             assert!(round > 5 || usual.room(client(2), 50.0) > 15.0);
@@ -167,6 +181,9 @@ mod tests {
         let mut usual = Usual::default();
         usual.note(client(1), 60.0, true, 0);
         assert_eq!(usual.room(client(1), 50.0), 2.4);
+        usual.note(client(3), 60.0, true, 0);
+        usual.unlearn(client(3), 0.0, true);
+        assert_eq!(usual.room(client(3), 50.0), 1.2);
         assert_eq!(usual.room(client(2), 50.0), 1.0);
         assert_eq!(usual.room(client(1), 0.0), 1.0);
     }
@@ -174,11 +191,15 @@ mod tests {
     #[test]
     fn it_is_bounded_and_restored_within_bounds() {
         let mut usual = Usual::default();
+        usual.note(client(10_000), 60.0, true, 0);
         for n in 0..10_000 {
-            usual.note(client(n), 60.0, true, n.into());
+            usual.note(client(n), 600.0, false, n.into());
         }
         assert_eq!(usual.clients.len(), MAX_CLIENTS);
-        assert!(usual.room(client(9_999), 50.0) > 2.0);
+        assert!(
+            usual.room(client(10_000), 50.0) > 2.0,
+            "passers-by push out nobody"
+        );
         let text = serde_json::to_string(&usual).unwrap();
         let read: Usual = serde_json::from_str(&text).unwrap();
         assert_eq!(read.restore(), usual);

@@ -39,6 +39,9 @@ const FIRST_SECS: u64 = 10;
 const SETTLING_SECS: u64 = 600;
 /// The script of a page asks for so long at least; an attack is noticed before.
 const POLLS_SECS: u32 = 120;
+/// A program that asks for one thing for ever comes in so many of an agent's first seconds, and stays for longer than that.
+const FIRST_SECS_OF_PROGRAMS: u64 = 60;
+const STAYS_SECS: u32 = 1800;
 /// A site whose requests are at least to this share for what comes with pages has visitors who load it.
 const HAS_ASSETS: f64 = 0.2;
 /// Whoever asks for what comes with pages to half of the site's share, and at least to this, asks as visitors do.
@@ -71,7 +74,7 @@ impl Attack {
                 *count /= 2;
             }
         }
-        if !is_newcomer(habits, self) {
+        if !is_newcomer(habits, self) || noted.is_polled {
             return;
         }
         self.of_newcomers += 1;
@@ -123,7 +126,8 @@ impl Watch {
             polled: Polled::default(),
             usual: saved.map_or_else(Usual::default, |(_, usual)| usual.clone().restore()),
             began: None,
-            is_cold: saved.is_none_or(|(population, _)| population.is_empty()),
+            is_cold: saved
+                .is_none_or(|(population, usual)| population.is_empty() && usual.is_empty()),
             with_pages: 0.0,
             with_paths: 0.0,
             attack: None,
@@ -131,9 +135,12 @@ impl Watch {
     }
 
     /// The clock was set back: what fades with time would not fade until it is as late again.
-    pub fn set_back(&mut self) {
+    pub fn set_back(&mut self, now: u64) {
         self.standing = Standing::default();
-        self.began = None;
+        self.is_cold = false;
+        if let Some(attack) = &mut self.attack {
+            attack.newcomers_from = attack.newcomers_from.min(now);
+        }
     }
 
     /// The site's alarm has been raised, or its aftermath is over.
@@ -207,9 +214,10 @@ impl Watch {
     }
 
     /// Something is held against a client.
-    pub fn flagged(&mut self, subject: Subject, habits: &Habits) {
+    pub fn flagged(&mut self, subject: Subject, finding: &Finding, habits: &Habits) {
         let effort = f64::from(habits.effort()) / f64::from(UNIT);
-        self.usual.unlearn(subject, effort);
+        self.usual
+            .unlearn(subject, effort, finding.test == Test::Cap);
     }
 
     /// Are habits to be kept of a client of which none are yet?
@@ -246,7 +254,9 @@ impl Watch {
             .map(|target| target.path);
         let answer = Answer::of(record);
         let is_known = match page {
-            Some(path) if answer == Answer::Fine => self.paths.found(path, mark, second),
+            Some(path) if matches!(record.status, 200..300 | 304) => {
+                self.paths.found(path, mark, second)
+            }
             _ => false,
         };
         // What attackers ask for is not what comes with this site's pages.
@@ -259,7 +269,7 @@ impl Watch {
             return self.ordered(settings, normal, &client.window, None, record);
         };
         let was_fine = habits.behaves();
-        let is_polled = page.is_some_and(|path| self.polled.contains(path));
+        let is_polled = page.is_some_and(|path| self.polled.contains(path, second));
         let noted = habits.note(record, narrow(second), is_known, is_polled);
         habits.sample(place);
         let effort = noted.effort.saturating_mul(weight);
@@ -273,19 +283,28 @@ impl Watch {
         }
         if let Some(attack) = &mut self.attack {
             attack.note(habits, noted, is_known);
-        } else if let Some(path) = habits.polls().filter(|_| habits.stays(POLLS_SECS)) {
+        } else if let Some(path) = habits.polls()
+            && is_visitor(habits, began)
+        {
             self.polled.note(path, mark, second);
         }
         // What others have found is there: if it is not now, that is the site's doing.
         let was_there = page.is_some_and(|path| self.paths.is_known(path, mark, second));
-        self.stand(record, answer, was_there, was_fine, mark, second);
         let only_asks = record.method == Some(Method::Safe);
+        let answer = match (answer, page) {
+            // It was let in there, or somewhere here before: its session is over.
+            (Answer::Refused, Some(path))
+                if only_asks && (habits.is_regular || habits.was_given(path)) =>
+            {
+                Answer::Neither
+            }
+            _ => answer,
+        };
+        self.stand(record, answer, was_there, was_fine, mark, second);
         let answer = match (answer, page) {
             (Answer::Missing, Some(path)) if was_there || self.paths.is_broken(path, second) => {
                 Answer::Neither
             }
-            // It was let in there: its session is over.
-            (Answer::Refused, Some(path)) if only_asks && habits.was_given(path) => Answer::Neither,
             (Answer::Fine, Some(path))
                 if only_asks && !noted.is_fresh && !habits.series.has_failed_at(path) =>
             {
@@ -349,7 +368,10 @@ impl Watch {
             self.paths.failed(target.path, mark, second);
         }
         // What was there and is not says the same whoever asks for it.
-        let speaks = was_fine || was_there && answer == Answer::Missing;
+        let is_gone = was_there
+            && matches!(record.status, 404 | 410)
+            && record.method != Some(Method::Unsafe);
+        let speaks = was_fine || is_gone;
         if speaks {
             let answer = if record.status < 400 {
                 Answer::Fine
@@ -466,10 +488,15 @@ impl Watch {
         if !(0..SPANS).any(|span| is_over(span, 1.0)) {
             return None;
         }
-        let room = self
-            .room(settings, Some(habits), clock)
-            .max(self.usual(subject));
-        let span = (0..SPANS).find(|span| is_over(*span, room))?;
+        let shared = self.room(settings, Some(habits), clock);
+        let usual = self.usual(subject);
+        // What is usual is so for long; nobody need be quick.
+        let rooms: [f64; SPANS] = std::array::from_fn(|span| match span {
+            0 | 1 => shared,
+            _ => shared.max(usual),
+        });
+        let span = (0..SPANS).find(|span| is_over(*span, rooms[*span]))?;
+        let room = rooms[span];
         let length = spans[span];
         let rate = efforts[span] / f64::from(length);
         Some(Finding {
@@ -559,6 +586,12 @@ pub fn efforts(window: &Window, habits: &Habits, clock: u64) -> [f64; SPANS] {
         habits.effort().into(),
     ];
     efforts.map(|effort| effort as f64 / f64::from(UNIT))
+}
+
+/// Is it somebody with a page open, and not a program that asks for one thing for ever?
+const fn is_visitor(habits: &Habits, began: u64) -> bool {
+    let came_later = habits.since as u64 > began + FIRST_SECS_OF_PROGRAMS;
+    habits.stays(POLLS_SECS) && (habits.looks_around() || came_later && !habits.stays(STAYS_SECS))
 }
 
 fn is_newcomer(habits: &Habits, attack: &Attack) -> bool {

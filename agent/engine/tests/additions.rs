@@ -560,6 +560,65 @@ fn a_page_that_others_have_found_accuses_nobody_when_it_is_gone() {
     assert_eq!(bench.bans(), Vec::<String>::new());
 }
 
+#[test]
+fn visitors_whose_pages_ask_who_they_are_are_no_guessers() {
+    let mut bench = Bench::new(only_added());
+    for n in 0..60 {
+        bench.get(HOST, 1 + n % 20, 200);
+        bench.get(HOST, 900, 401);
+        bench.pass(5);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+}
+
+#[test]
+fn neither_a_decoy_nor_a_missing_page_asked_for_again_hides_a_guesser() {
+    let mut bench = Bench::new(only_added());
+    for _ in 0..20 {
+        if !bench.is_banned(HOST) {
+            bench.send(HOST, 7, 401);
+            bench.get(HOST, 8, 401);
+        }
+        if !bench.is_banned("198.51.100.2") {
+            bench.send("198.51.100.2", 7, 401);
+            bench.get("198.51.100.2", 900, 404);
+        }
+        bench.pass(2);
+    }
+    assert!(bench.is_banned(HOST) && bench.is_banned("198.51.100.2"));
+}
+
+#[test]
+fn what_is_only_sent_elsewhere_has_not_been_found() {
+    let mut bench = Bench::new(only_added());
+    for path in 1..30 {
+        bench.get("198.51.100.2", path, 301);
+        bench.get("198.51.100.3", path, 302);
+    }
+    (1..30).for_each(|path| {
+        if !bench.is_banned(HOST) {
+            bench.get(HOST, path, 301);
+            bench.get(HOST, path, 404);
+        }
+    });
+    assert_eq!(bench.bans(), [HOST]);
+}
+
+#[test]
+fn a_tab_that_wakes_up_after_its_session_is_no_guesser() {
+    let mut bench = Bench::new(only_added());
+    for _ in 0..10 {
+        bench.get(HOST, 1, 200);
+        bench.pass(5);
+    }
+    bench.pass(3600);
+    for _ in 0..100 {
+        bench.get(HOST, 1, 401);
+        bench.pass(5);
+    }
+    assert_eq!(bench.bans(), Vec::<String>::new());
+}
+
 // What is usual of one client.
 
 /// A check of the site's health each second, and a visitor now and then.

@@ -626,6 +626,7 @@ fn line<'a>(
             "request_method" => match record.method {
                 Some(Method::Safe) => b"GET".to_vec(),
                 Some(Method::Unsafe) => b"POST".to_vec(),
+                Some(Method::Preflight) => b"OPTIONS".to_vec(),
                 None => escaped(b"", json),
             },
             "request_id" => b"0123456789abcdef0123456789abcdef".to_vec(),
@@ -702,7 +703,11 @@ fn records() -> impl Strategy<Value = Record> {
         address.clone(),
         0..1000_u16,
         prop::option::of(address),
-        prop::option::of(prop::sample::select(vec![Method::Safe, Method::Unsafe])),
+        prop::option::of(prop::sample::select(vec![
+            Method::Safe,
+            Method::Unsafe,
+            Method::Preflight,
+        ])),
     )
         .prop_map(|(millis, client, status, peer, method)| Record {
             peer,

@@ -7,18 +7,12 @@ pub enum Method {
     Safe,
     /// It is to change something, as a form that is sent does; or nobody knows it.
     Unsafe,
+    /// It asks what may be asked, as browsers do by themselves: `OPTIONS`, or `TRACE`.
+    Preflight,
 }
 
 /// Those that programs and people use.
-const SAFE: [&[u8]; 7] = [
-    b"GET",
-    b"HEAD",
-    b"OPTIONS",
-    b"TRACE",
-    b"PROPFIND",
-    b"REPORT",
-    b"SEARCH",
-];
+const SAFE: [&[u8]; 5] = [b"GET", b"HEAD", b"PROPFIND", b"REPORT", b"SEARCH"];
 
 impl Method {
     /// From the word that stands in the log.
@@ -26,6 +20,8 @@ impl Method {
     pub fn of(word: &[u8]) -> Self {
         if SAFE.contains(&word) {
             Self::Safe
+        } else if matches!(word, b"OPTIONS" | b"TRACE") {
+            Self::Preflight
         } else {
             Self::Unsafe
         }
