@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use portcullis_engine::{
     Subject,
     parse::{Fields, Format},
@@ -38,7 +39,7 @@ use crate::{
         Plan,
         report::{Facts, Report},
     },
-    runtime::{self, BanRow, Banned, Status},
+    runtime::{self, AllowRow, BanRow, Banned, Explained, Status},
     store::Store,
 };
 
@@ -79,8 +80,15 @@ enum Verb {
     ///
     /// An allowlisted one is refused. In observe mode the ban is counted, not enforced.
     Ban(Ban),
+    /// Let a ban stand that was made with --confirm
+    Confirm(Confirm),
     /// Lift a ban, and forget the offences behind it
     Unban(Unban),
+    /// Say who is never banned, and change it
+    ///
+    /// What is changed here is kept across restarts, beside what is configured (`bans.allow`) and what this host itself needs.
+    #[command(subcommand)]
+    Allow(Allow),
     /// Attach the XDP program alone to an interface, without an agent, and leave it there
     ///
     /// It drops nothing by itself: an agent with the same pin folder takes it over. To see whether a driver can do it.
@@ -268,11 +276,57 @@ struct Ban {
     /// Only count what it would drop, whatever the mode; `portcullis bans` shows how much that is
     #[arg(long)]
     observe: bool,
+    /// Lift it again after so long, unless `portcullis confirm` says that it may stand: for bans that may cut off whoever makes them
+    #[arg(long, value_name = "DURATION", value_parser = parse_length)]
+    confirm: Option<Duration>,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Confirm {
+    /// As `portcullis bans` shows it
+    subject: Subject,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Subcommand)]
+enum Allow {
+    /// Put an address or a network on the allowlist; bans of what is in it are lifted
+    Add {
+        /// `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/48` …
+        #[arg(value_parser = parse_net)]
+        net: IpNet,
+        /// Why; goes on record
+        #[arg(long, value_name = "TEXT", default_value = "by an operator")]
+        reason: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Take off what was put on by `allow add`
+    Remove {
+        /// As `allow list` shows it
+        #[arg(value_parser = parse_net)]
+        net: IpNet,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Show who is never banned, and why
+    List(Ask),
+    /// Say whether an address or a network can be banned; exit code 1 if it can
+    Check {
+        /// Which
+        subject: Subject,
+        #[command(flatten)]
+        reach: Reach,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -365,17 +419,23 @@ pub fn main() -> ExitCode {
             pin_dir,
         }) => drops::follow(&pin_dir, count, all, json, &mut io::stdout().lock())
             .map_err(Failure::from),
-        Verb::Ban(ban) => {
-            let request = Request::Ban {
-                subject: ban.subject,
-                secs: ban.length.map(|length| length.as_secs()),
-                reason: ban.reason,
-                observe: ban.observe,
-            };
-            ask(&ban.reach.socket, &request, ban.json, |banned: &Banned| {
-                show::banned(ban.subject, banned)
+        Verb::Ban(ban) => banned(ban),
+        Verb::Confirm(Confirm {
+            subject,
+            json,
+            reach,
+        }) => {
+            let request = Request::Confirm { subject };
+            ask(&reach.socket, &request, json, |banned: &Banned| {
+                show::banned(subject, banned)
             })
         }
+        Verb::Allow(allow) => match allowed(allow) {
+            Ok(true) => Ok(()),
+            // That it can be banned has been said.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(failure) => Err(failure),
+        },
         Verb::Unban(unban) => {
             let request = unban
                 .subject
@@ -413,6 +473,63 @@ pub fn main() -> ExitCode {
             code.into()
         }
     }
+}
+
+fn banned(ban: Ban) -> Result<(), Failure> {
+    let request = Request::Ban {
+        subject: ban.subject,
+        secs: ban.length.map(|length| length.as_secs()),
+        reason: ban.reason,
+        observe: ban.observe,
+        confirm_secs: ban.confirm.map(|within| within.as_secs()),
+    };
+    ask(&ban.reach.socket, &request, ban.json, |banned: &Banned| {
+        show::banned(ban.subject, banned)
+    })
+}
+
+/// What the allowlist has to say; `false` for whoever can be banned.
+fn allowed(allow: Allow) -> Result<bool, Failure> {
+    match allow {
+        Allow::Add { net, reason, reach } => {
+            let request = Request::Allow { net, reason };
+            ask(
+                &reach.socket,
+                &request,
+                false,
+                |lifted: &usize| match lifted {
+                    0 => format!("{net} is never banned from now on\n"),
+                    1 => format!("{net} is never banned from now on; 1 ban lifted\n"),
+                    lifted => format!("{net} is never banned from now on; {lifted} bans lifted\n"),
+                },
+            )
+        }
+        Allow::Remove { net, reach } => {
+            let request = Request::Disallow { net };
+            ask(&reach.socket, &request, false, |_: &usize| {
+                format!("{net} may be banned again\n")
+            })
+        }
+        Allow::List(Ask { json, reach }) => {
+            let rows = |rows: &Vec<AllowRow>| show::allowlist(rows);
+            ask(&reach.socket, &Request::Allowlist, json, rows)
+        }
+        Allow::Check { subject, reach } => {
+            let mut is_allowed = false;
+            let request = Request::Explain { subject };
+            ask(&reach.socket, &request, false, |explained: &Explained| {
+                is_allowed = explained.known.spared.is_some_and(|spared| spared.is_whole);
+                show::spared(subject, explained)
+            })?;
+            return Ok(is_allowed);
+        }
+    }?;
+    Ok(true)
+}
+
+fn parse_net(text: &str) -> Result<IpNet, String> {
+    let subject = text.parse::<Subject>();
+    subject.map(Subject::net).map_err(|error| error.to_string())
 }
 
 fn parse_length(text: &str) -> Result<Duration, String> {

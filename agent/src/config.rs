@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::IpNet;
 use portcullis_engine::{
-    Proxied, Settings as Engine, Subject, baseline, caps, cusum, detect, failures,
+    Proxied, Release, Settings as Engine, Subject, baseline, caps, cusum, detect, failures,
     ledger::Length,
     parse::{Fields, Format},
     time::parse_duration,
@@ -560,6 +560,34 @@ fn declare(r: &mut Reader) -> Config {
         "Length of the first, second … ban; the last one repeats.",
         parse_length,
     );
+    let forgive_secs = r.whole(
+        "forgive_secs",
+        0,
+        0..=10 * 365 * 86_400,
+        "An offence is forgotten after so long without another; 0: never.",
+    );
+    let jitter = r.number(
+        "jitter",
+        0.0,
+        0.0..=1.0,
+        "Bans last longer by up to this share of their length, at random, so that those who were banned together do not come back \
+         together.",
+    );
+    let release = Release {
+        quiet: Duration::from_secs(u64::from(r.whole(
+            "quiet_secs",
+            60,
+            0..=86_400,
+            "Before a ban ends it is looked whether its source has sent anything for so long; if so, the ban is extended by the \
+             length that it had, instead of the source being released and banned again as a further offence. Needs XDP; 0: never.",
+        ))),
+        extensions: r.whole(
+            "extensions",
+            3,
+            0..=1000,
+            "A ban is extended so often at most.",
+        ),
+    };
     let max_bans = r.whole(
         "max_bans",
         1_048_576,
@@ -776,6 +804,9 @@ fn declare(r: &mut Reader) -> Config {
                 prefix_members,
             },
             schedule,
+            forgive: Duration::from_secs(forgive_secs.into()),
+            jitter,
+            release,
             allow,
             proxies,
             proxied: if nginx.is_some() {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use ipnet::IpNet;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use portcullis_engine::Subject;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -50,7 +51,29 @@ pub enum Request {
         /// Only count what it would drop.
         #[serde(default)]
         observe: bool,
+        /// It ends after so many seconds unless it is confirmed.
+        #[serde(default)]
+        confirm_secs: Option<u64>,
     },
+    /// Let a ban stand that was made on approval.
+    Confirm {
+        /// Whose.
+        subject: Subject,
+    },
+    /// Put a network on the allowlist.
+    Allow {
+        /// Which.
+        net: IpNet,
+        /// Why.
+        reason: String,
+    },
+    /// Take one off that an operator has put on it.
+    Disallow {
+        /// Which.
+        net: IpNet,
+    },
+    /// What is on the allowlist.
+    Allowlist,
     /// Lift a ban.
     Unban {
         /// Whose.
@@ -58,6 +81,17 @@ pub enum Request {
     },
     /// Lift every ban.
     UnbanAll,
+}
+
+/// A request, by whom, and where its reply goes.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked.
+    pub request: Request,
+    /// The user's name.
+    pub by: String,
+    /// For the answer.
+    pub reply: oneshot::Sender<Reply>,
 }
 
 /// What is answered.
@@ -119,10 +153,7 @@ impl Drop for Socket {
 ///
 /// # Errors
 /// When another agent answers there already, the group does not exist, or the socket cannot be made.
-pub fn serve(
-    settings: &config::Control,
-    to: mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
-) -> Result<Socket> {
+pub fn serve(settings: &config::Control, to: mpsc::Sender<Asked>) -> Result<Socket> {
     let path = &settings.socket;
     let group = settings.group.as_deref().map(group_id).transpose()?;
     if let Some(folder) = path.parent() {
@@ -176,11 +207,7 @@ fn group_id(name: &str) -> Result<Gid> {
         .gid)
 }
 
-async fn accept(
-    listener: UnixListener,
-    group: Option<Gid>,
-    to: mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
-) {
+async fn accept(listener: UnixListener, group: Option<Gid>, to: mpsc::Sender<Asked>) {
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
@@ -207,11 +234,15 @@ async fn accept(
 async fn converse(
     mut stream: UnixStream,
     group: Option<Gid>,
-    to: mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
+    to: mpsc::Sender<Asked>,
 ) -> Result<()> {
     let peer = stream.peer_cred()?;
     let (uid, gid) = (Uid::from_raw(peer.uid()), Gid::from_raw(peer.gid()));
     let may = is_allowed(uid, gid, group);
+    let by = match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => format!("user {uid}"),
+    };
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -226,7 +257,7 @@ async fn converse(
         }
         let reply = if may {
             match serde_json::from_str::<Request>(&line) {
-                Ok(request) => ask_agent(request, &to).await,
+                Ok(request) => ask_agent(request, by.clone(), &to).await,
                 Err(error) => Reply::refused(format!("not a request: {error}")),
             }
         } else {
@@ -242,13 +273,11 @@ async fn converse(
     }
 }
 
-async fn ask_agent(
-    request: Request,
-    to: &mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
-) -> Reply {
+async fn ask_agent(request: Request, by: String, to: &mpsc::Sender<Asked>) -> Reply {
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        to.send((request, reply)).await.ok()?;
+        let asked = Asked { request, by, reply };
+        to.send(asked).await.ok()?;
         answer.await.ok()
     };
     match timeout(PATIENCE, asked).await {

@@ -194,6 +194,16 @@ pub trait Enforcer: Send {
         Ok(all)
     }
 
+    /// The entries of these subjects, as far as there are any.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn entries_of(&mut self, subjects: &[Subject]) -> Result<Vec<Entry>> {
+        let mut all = self.entries()?;
+        all.retain(|entry| subjects.contains(&entry.subject));
+        Ok(all)
+    }
+
     /// Totals of packets.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ impl Told {
         let action = self.event.action;
         matches!(
             action,
-            Action::Ban | Action::Unban | Action::Fail | Action::Refuse
+            Action::Ban | Action::Unban | Action::Extend | Action::Fail | Action::Refuse
         ) && self.event.subject.is_some()
     }
 }

@@ -186,7 +186,8 @@ impl Replay {
                 Action::Alarm | Action::AllClear | Action::Refuse | Action::Notice => Some(event),
                 _ => None,
             },
-            Command::Save(_) => None,
+            // Nobody is kept out, so nobody can be seen to stop.
+            Command::Look(_) | Command::Save(_) => None,
         }
     }
 }

@@ -15,8 +15,8 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use portcullis_engine::{
     Ban, Command, Engine, Event, Feed, Origin, Outcome, Refusal, Saved, Snapshot, Subject, Term,
-    Timestamp,
-    command::{Action, Change},
+    Timestamp, Wish,
+    command::{Action, Allowed, Change},
     ledger::{Length, Offences},
 };
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub use self::{
 use crate::{
     audit::History,
     config::{self, Config},
-    control::{self, Reply, Request},
+    control::{self, Asked, Reply, Request},
     enforce::{
         self, Backend, Drift, Lifetime, Mode,
         nginx::{self, Nginx},
@@ -152,6 +152,19 @@ pub struct Banned {
     pub spared: Vec<IpNet>,
 }
 
+/// One entry of the allowlist, as `portcullis allow list` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AllowRow {
+    /// Which network.
+    pub net: IpNet,
+    /// Why it is on it.
+    pub why: String,
+    /// When an operator has put it there.
+    pub since: Option<Timestamp>,
+    /// Which.
+    pub by: Option<String>,
+}
+
 /// One ban, as `portcullis bans` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BanRow {
@@ -178,8 +191,9 @@ pub async fn run(config: Config) -> Result<()> {
     let history = History::open(&store::history_path(&config.state_dir))?;
     let (notifier, slack) = start_slack(&config.slack);
 
-    let engine = start_engine(&config, contents.saved, now);
-    let allow = engine.allowlist().to_vec();
+    let protected = config.allow_host.then(host::protected).unwrap_or_default();
+    let engine = start_engine(&config, &protected, contents.saved, now);
+    let allow = engine.allowlist();
     let max_bans = u32::try_from(config.engine.max_bans).unwrap_or(u32::MAX);
 
     // Everything that says that another agent is here, before the kernel is touched: it would lose its bans to us.
@@ -220,6 +234,7 @@ pub async fn run(config: Config) -> Result<()> {
         mode: config.mode,
         started: clock::boot(),
         engine,
+        protected,
         worker,
         store,
         history,
@@ -230,6 +245,7 @@ pub async fn run(config: Config) -> Result<()> {
         nginx,
         nginx_outcomes,
         waiting: Vec::new(),
+        looked: mpsc::channel(QUEUE),
         lifted: Vec::new(),
     };
     agent.store.save_mode(config.mode);
@@ -351,16 +367,19 @@ fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
 }
 
 /// An engine that protects this host, too.
-fn start_engine(config: &Config, saved: Saved, now: Timestamp) -> Engine {
+fn start_engine(
+    config: &Config,
+    protected: &[(IpNet, &'static str)],
+    saved: Saved,
+    now: Timestamp,
+) -> Engine {
     let mut settings = config.engine.clone();
     // Standard hashers are keyed at random.
     let key = RandomState::new().hash_one(now.millis());
     settings.format = settings.format.keyed(key);
-    if config.allow_host {
-        for (net, why) in host::protected() {
-            debug!("{net} is never banned: {why}");
-            settings.allow.push(net);
-        }
+    for (net, why) in protected {
+        debug!("{net} is never banned: {why}");
+        settings.allow.push(*net);
     }
     let mut engine = Engine::new(settings, saved, now);
     // Until the source says that the end of the logs is reached.
@@ -387,6 +406,8 @@ struct Agent {
     mode: Mode,
     started: Duration,
     engine: Engine,
+    /// Of the allowlist, what is so by this host, and why.
+    protected: Vec<(IpNet, &'static str)>,
     worker: Worker,
     store: Store,
     history: History,
@@ -397,14 +418,19 @@ struct Agent {
     nginx: Option<Nginx>,
     nginx_outcomes: mpsc::Receiver<Outcome>,
     /// Operators who wait for a change to be in force; as many as there are connections, which are bounded.
-    waiting: Vec<(Subject, Wish, oneshot::Sender<Reply>)>,
+    waiting: Vec<(Subject, Awaited, oneshot::Sender<Reply>)>,
+    /// Entries of those whose bans end soon.
+    looked: (
+        mpsc::Sender<Vec<enforce::Entry>>,
+        mpsc::Receiver<Vec<enforce::Entry>>,
+    ),
     /// Those who wait for all bans to be lifted, and how many those were.
     lifted: Vec<(usize, oneshot::Sender<Reply>)>,
 }
 
 /// What an operator waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+enum Awaited {
     Ban,
     Unban,
 }
@@ -415,7 +441,7 @@ impl Agent {
         stop: impl Future<Output = &'static str>,
         mut batches: mpsc::Receiver<Batch>,
         outcomes: &mut mpsc::Receiver<Outcome>,
-        mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
+        mut requests: mpsc::Receiver<Asked>,
         config: &config::Enforce,
     ) -> Result<&'static str> {
         tokio::pin!(stop);
@@ -434,7 +460,12 @@ impl Agent {
                 signal = &mut stop => return Ok(signal),
                 Some(outcome) = outcomes.recv() => self.outcome(outcome),
                 Some(outcome) = self.nginx_outcomes.recv() => self.outcome_of_nginx(outcome),
-                Some((request, reply)) = requests.recv() => self.request(request, reply),
+                Some(entries) = self.looked.1.recv() => {
+                    for entry in entries {
+                        self.engine.looked(entry.subject, entry.last_seen, clock::wall());
+                    }
+                }
+                Some(asked) = requests.recv() => self.request(asked),
                 _ = tick.tick() => {
                     self.engine.tick(clock::wall());
                     self.save_checkpoint();
@@ -504,6 +535,7 @@ impl Agent {
 
     /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.
     fn dispatch(&mut self, read: Option<Duration>) {
+        let mut looked_at = Vec::new();
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Ban(ban) => {
@@ -527,10 +559,26 @@ impl Agent {
                         self.worker.change(Job::Unban(Box::new(ban), cause));
                     }
                 }
+                Command::Look(subject) => looked_at.push(subject),
                 Command::Save(change) => self.store.save(&change),
                 Command::Record(event) => self.record(&event),
             }
         }
+        if !looked_at.is_empty() {
+            self.look(looked_at);
+        }
+    }
+
+    /// Asks the back end how long ago these have sent anything. Without an answer they are released.
+    fn look(&mut self, subjects: Vec<Subject>) {
+        let (sender, entries) = oneshot::channel();
+        self.worker.ask(Job::Look(subjects, sender));
+        let looked = self.looked.0.clone();
+        tokio::spawn(async move {
+            if let Ok(Ok(entries)) = entries.await {
+                drop(looked.send(entries).await);
+            }
+        });
     }
 
     fn ban_in_nginx(&mut self, ban: &Ban) {
@@ -577,27 +625,27 @@ impl Agent {
 
     fn outcome(&mut self, outcome: Outcome) {
         let (ban, wish, result) = match &outcome {
-            Outcome::Banned(ban, result) => (ban, Wish::Ban, result),
-            Outcome::Unbanned(ban, _, result) => (ban, Wish::Unban, result),
+            Outcome::Banned(ban, result) => (ban, Awaited::Ban, result),
+            Outcome::Unbanned(ban, _, result) => (ban, Awaited::Unban, result),
         };
         // A detector's ban of the same subject is not the answer to an operator's wish.
-        let is_answer = wish == Wish::Unban || ban.origin == Origin::Operator;
-        let is_it = |waiting: &mut (Subject, Wish, _)| {
+        let is_answer = wish == Awaited::Unban || ban.origin == Origin::Operator;
+        let is_it = |waiting: &mut (Subject, Awaited, _)| {
             is_answer && (waiting.0, waiting.1) == (ban.subject, wish)
         };
         let answered: Vec<_> = self.waiting.extract_if(.., is_it).collect();
         for (subject, _, reply) in answered {
             let answer = match (result, wish) {
-                (Ok(()), Wish::Ban) => Reply::done(&Banned {
+                (Ok(()), Awaited::Ban) => Reply::done(&Banned {
                     term: ban.term,
                     observed: ban.observe || self.mode == Mode::Observe,
                     spared: self.spared(ban.subject),
                 }),
-                (Ok(()), Wish::Unban) => Reply::done(&1),
-                (Err(problem), Wish::Ban) => {
+                (Ok(()), Awaited::Unban) => Reply::done(&1),
+                (Err(problem), Awaited::Ban) => {
                     Reply::refused(format!("{subject} is not banned yet: {problem}"))
                 }
-                (Err(problem), Wish::Unban) => {
+                (Err(problem), Awaited::Unban) => {
                     Reply::refused(format!("{subject} is not released yet: {problem}"))
                 }
             };
@@ -606,7 +654,8 @@ impl Agent {
         self.engine.outcome(outcome, clock::wall());
     }
 
-    fn request(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+    fn request(&mut self, asked: Asked) {
+        let Asked { request, by, reply } = asked;
         match request {
             Request::Status => {
                 let status = self.status();
@@ -629,7 +678,9 @@ impl Agent {
                     return;
                 }
                 let (sender, entries) = oneshot::channel();
-                self.worker.ask(Job::Entries(sender));
+                let bans = explained.known.bans.iter();
+                let bans = bans.map(|ban| ban.subject).collect();
+                self.worker.ask(Job::Look(bans, sender));
                 answer(entries, reply, move |entries| explained.with(&entries));
             }
             Request::Ban {
@@ -637,21 +688,19 @@ impl Agent {
                 secs,
                 reason,
                 observe,
+                confirm_secs,
             } => {
-                // It goes into logs, terminals and messages.
-                let reason = reason
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .take(200)
-                    .collect();
+                let wish = Wish {
+                    reason: told(&reason),
+                    by,
+                    observe,
+                    confirm: confirm_secs.map(Duration::from_secs),
+                };
                 let length = secs.map_or(Length::Permanent, |secs| {
                     Length::For(Duration::from_secs(secs))
                 });
-                match self
-                    .engine
-                    .ban(subject, length, reason, observe, clock::wall())
-                {
-                    Ok(()) => self.waiting.push((subject, Wish::Ban, reply)),
+                match self.engine.ban(subject, length, wish, clock::wall()) {
+                    Ok(()) => self.waiting.push((subject, Awaited::Ban, reply)),
                     Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
                 }
             }
@@ -660,13 +709,34 @@ impl Agent {
                     .engine
                     .unban(subject, "lifted by an operator".to_owned(), clock::wall())
                 {
-                    Ok(()) => self.waiting.push((subject, Wish::Unban, reply)),
+                    Ok(()) => self.waiting.push((subject, Awaited::Unban, reply)),
                     Err(refusal) => {
                         let why = self.explain_refusal(subject, &refusal);
                         drop(reply.send(Reply::refused(why)));
                     }
                 }
             }
+            Request::Confirm { subject } => match self.engine.confirm(subject, clock::wall()) {
+                Ok(()) => self.waiting.push((subject, Awaited::Ban, reply)),
+                Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
+            },
+            Request::Allow { net, reason } => {
+                let now = clock::wall();
+                let allowed = Allowed {
+                    since: now,
+                    by,
+                    reason: told(&reason),
+                };
+                match self.engine.allow(net, allowed, now) {
+                    Ok(lifted) => self.enforce_allowlist(reply, lifted),
+                    Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
+                }
+            }
+            Request::Disallow { net } => match self.engine.disallow(net, &by, clock::wall()) {
+                Ok(()) => self.enforce_allowlist(reply, 0),
+                Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
+            },
+            Request::Allowlist => drop(reply.send(Reply::done(&self.allowlist()))),
             Request::UnbanAll => {
                 let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
                 let lifted = subjects.into_iter().filter(|subject| {
@@ -686,6 +756,44 @@ impl Agent {
         }
     }
 
+    /// Has the back end spare who is allowed now, and answers then with how many bans were lifted.
+    fn enforce_allowlist(&mut self, reply: oneshot::Sender<Reply>, lifted: usize) {
+        self.dispatch(None);
+        let (sender, done) = oneshot::channel();
+        self.worker.ask(Job::Allow(self.engine.allowlist(), sender));
+        answer(done, reply, move |()| lifted);
+    }
+
+    /// Who is never banned, and why.
+    fn allowlist(&self) -> Vec<AllowRow> {
+        let of_operators: Vec<AllowRow> = self
+            .engine
+            .allowed_by_operators()
+            .map(|(net, allowed)| AllowRow {
+                net: *net,
+                why: allowed.reason.clone(),
+                since: Some(allowed.since),
+                by: Some(allowed.by.clone()),
+            })
+            .collect();
+        let others = self.engine.allowlist().into_iter().filter(|net| {
+            let is_operators = |row: &AllowRow| row.net == *net;
+            !of_operators.iter().any(is_operators)
+        });
+        let others = others.map(|net| {
+            let of_host = self.protected.iter().find(|(host, _)| *host == net);
+            AllowRow {
+                net,
+                why: of_host.map_or("configured", |(_, why)| why).to_owned(),
+                since: None,
+                by: None,
+            }
+        });
+        let mut rows: Vec<AllowRow> = others.collect();
+        rows.extend(of_operators);
+        rows
+    }
+
     /// Whoever has lifted all bans is answered when the back end has them all: behind them in its queue.
     fn answer_lifted(&mut self) {
         if self.worker.aside() > 0 {
@@ -700,13 +808,8 @@ impl Agent {
 
     /// Whom the allowlist keeps out of a ban.
     fn spared(&self, subject: Subject) -> Vec<IpNet> {
-        let inside = |net: &&IpNet| subject.covers(Subject::of_net(**net));
-        self.engine
-            .allowlist()
-            .iter()
-            .filter(inside)
-            .copied()
-            .collect()
+        let inside = |net: &IpNet| subject.covers(Subject::of_net(*net));
+        self.engine.allowlist().into_iter().filter(inside).collect()
     }
 
     /// Whoever asks to lift the ban of an address usually means the one that keeps it out.
@@ -796,6 +899,12 @@ impl Agent {
         self.store.save(&Change::Baseline(baseline));
         self.notifier.close();
     }
+}
+
+/// An operator's words go into logs, terminals and messages.
+fn told(words: &str) -> String {
+    let words = words.chars().filter(|c| !c.is_control());
+    words.take(200).collect()
 }
 
 /// Answers a request once the back end has; without the runtime's loop waiting for it.

@@ -30,6 +30,8 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const BANS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("bans");
 /// Subject → [`portcullis_engine::ledger::Offences`] as JSON.
 const OFFENCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("offences");
+/// Network → [`portcullis_engine::command::Allowed`] as JSON.
+const ALLOW: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("allow");
 /// `baseline`, `checkpoint` and `mode`, as JSON.
 const LEARNT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("learnt");
 
@@ -38,6 +40,7 @@ const LEARNT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("learnt");
 enum Table {
     Bans,
     Offences,
+    Allow,
     Learnt,
 }
 
@@ -152,6 +155,11 @@ impl Store {
                 (Table::Offences, subject.to_string(), json(offences))
             }
             Change::Forget(subject) => (Table::Offences, subject.to_string(), None),
+            Change::Allow(net, allowed) => (
+                Table::Allow,
+                net.to_string(),
+                allowed.as_ref().and_then(json),
+            ),
             Change::Baseline(baseline) => (Table::Learnt, "baseline".to_owned(), json(baseline)),
         };
         self.put(table, key, value);
@@ -267,11 +275,13 @@ fn write(database: &Database, changes: &Pending) -> Result<()> {
     {
         let mut bans = transaction.open_table(BANS)?;
         let mut offences = transaction.open_table(OFFENCES)?;
+        let mut allow = transaction.open_table(ALLOW)?;
         let mut learnt = transaction.open_table(LEARNT)?;
         for ((table, key), value) in changes {
             let table = match table {
                 Table::Bans => &mut bans,
                 Table::Offences => &mut offences,
+                Table::Allow => &mut allow,
                 Table::Learnt => &mut learnt,
             };
             match value {
@@ -297,7 +307,7 @@ fn read(database: &Database) -> Result<Contents> {
             ),
         }
         // So that reading finds them.
-        for table in [BANS, OFFENCES, LEARNT] {
+        for table in [BANS, OFFENCES, ALLOW, LEARNT] {
             transaction.open_table(table)?;
         }
     }
@@ -317,6 +327,13 @@ fn read(database: &Database) -> Result<Contents> {
             (key.value().parse(), decoded(key.value(), value.value()))
         {
             contents.saved.offences.push((subject, offences));
+        }
+    }
+    for item in transaction.open_table(ALLOW)?.iter()? {
+        let (key, value) = item?;
+        if let (Ok(net), Some(allowed)) = (key.value().parse(), decoded(key.value(), value.value()))
+        {
+            contents.saved.allow.push((net, allowed));
         }
     }
     let learnt = transaction.open_table(LEARNT)?;
@@ -347,7 +364,7 @@ pub fn history_path(dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_engine::{Ban, Origin, Term, Timestamp, ledger::Offences};
+    use portcullis_engine::{Ban, Origin, Term, Timestamp, command::Allowed, ledger::Offences};
 
     use super::*;
 
@@ -362,6 +379,9 @@ mod tests {
             finding: None,
             observe: false,
             gate: portcullis_engine::Gate::Wire,
+            extended: 0,
+            by: None,
+            once_confirmed: None,
         }
     }
 
@@ -378,6 +398,16 @@ mod tests {
         store.save(&Change::Ban(ban("2001:db8::/64")));
         store.save(&Change::Offences("192.0.2.1".parse().unwrap(), offences));
         store.save(&Change::Unban("2001:db8::/64".parse().unwrap()));
+        let allowed = Allowed {
+            since: Timestamp::from_secs(9),
+            by: "root".to_owned(),
+            reason: "a monitor".to_owned(),
+        };
+        let nets = ["203.0.113.0/24", "2001:db8:7::/48"].map(|net| net.parse().unwrap());
+        for net in nets {
+            store.save(&Change::Allow(net, Some(allowed.clone())));
+        }
+        store.save(&Change::Allow(nets[1], None));
         store.save_checkpoint(&Checkpoint::default());
         assert!(store.settle(Duration::from_mins(1)));
         assert_eq!(store.pending(), 0);
@@ -388,6 +418,7 @@ mod tests {
             contents.saved.offences,
             [("192.0.2.1".parse().unwrap(), offences)]
         );
+        assert_eq!(contents.saved.allow, [(nets[0], allowed)]);
         assert_eq!(contents.checkpoint, Some(Checkpoint::default()));
     }
 

@@ -263,6 +263,90 @@ fn at_the_end_of_a_ban_the_next_packet_passes() -> Result<()> {
 }
 
 #[test]
+fn a_source_that_goes_on_is_kept_out_for_longer_and_released_when_it_has_stopped() -> Result<()> {
+    let site = Site::new(|config| {
+        config.schedule = vec!["4s", "10m"];
+        config.quiet_secs = 1;
+    })?;
+    let source = client_v4(1);
+    let attack = Traffic::attack(&site.lab, &[source], "/", 50.0)?;
+    let ban = site.agent.event("ban", &subject(source), 1, SOON)?;
+    let extended = site.agent.event("extend", &subject(source), 1, SOON)?;
+    drop(attack);
+    let condition = extended["condition"].as_str().unwrap_or_default();
+    ensure!(condition.starts_with("still sending"), "{extended}");
+    site.is_dropped(source)?;
+    let unban = site.agent.event("unban", &subject(source), 1, SOON)?;
+    ensure!(unban["condition"] == "its time is over", "{unban}");
+    ensure!(site.answers(source), "{}", site.agent.evidence());
+    let lasted = unban["time"].as_u64().unwrap() - ban["time"].as_u64().unwrap();
+    ensure!(lasted >= 8000, "{lasted} ms");
+    ensure!(
+        site.agent.events("ban", &subject(source))?.len() == 1,
+        "one offence"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_an_operator_allows_passes_at_once_and_after_a_restart() -> Result<()> {
+    let mut site = Site::new(|_| {})?;
+    let source = client_v4(1);
+    let name = source.to_string();
+    site.offend(source, 1)?;
+    site.is_dropped(source)?;
+    let check = |site: &Site| site.agent.verb(&["allow", "check", &name]);
+    ensure!(check(&site)?.code == Some(1), "it can be banned");
+    let words = ["allow", "add", "198.19.0.0/24", "--reason", "our monitor"];
+    let added = site.agent.verb(&words)?.success()?;
+    ensure!(added.contains("1 ban lifted"), "{added}");
+    ensure!(site.answers(source), "{}", site.agent.evidence());
+    // Bans around it spare it, in the kernel, too.
+    site.agent.verb(&["ban", "198.19.0.0/16"])?.success()?;
+    ensure!(site.answers(source), "{}", site.agent.evidence());
+    let config = site.agent.config().clone();
+    site.agent.terminate(SOON)?;
+    site.agent = Agent::start(&site.lab, &config)?;
+    ensure!(site.answers(source), "{}", site.agent.evidence());
+    ensure!(check(&site)?.code == Some(0), "it cannot be banned");
+    let list = site.agent.verb(&["allow", "list"])?.success()?;
+    ensure!(
+        list.contains("198.19.0.0/24") && list.contains("our monitor (root"),
+        "{list}"
+    );
+    let removed = site.agent.verb(&["allow", "remove", "198.19.0.0/24"])?;
+    removed.success()?;
+    site.is_dropped(source)?;
+    let again = site.agent.verb(&["allow", "remove", "198.19.0.0/24"])?;
+    ensure!(again.code == Some(1), "{again:?}");
+    ensure!(again.stderr.contains("by no operator's word"), "{again:?}");
+    Ok(())
+}
+
+#[test]
+fn a_ban_on_approval_is_rolled_back_unless_it_is_confirmed() -> Result<()> {
+    let site = Site::new(|_| {})?;
+    let (kept, not) = (client_v4(1), client_v4(2));
+    for source in [kept, not] {
+        let name = source.to_string();
+        site.agent
+            .verb(&["ban", &name, "--confirm", "3s"])?
+            .success()?;
+        site.is_dropped(source)?;
+    }
+    site.agent
+        .verb(&["confirm", &kept.to_string()])?
+        .success()?;
+    let unban = site.agent.event("unban", &subject(not), 1, SOON)?;
+    ensure!(unban["condition"] == "nobody has confirmed it", "{unban}");
+    ensure!(site.answers(not), "{}", site.agent.evidence());
+    site.is_dropped(kept)?;
+    let again = site.agent.verb(&["confirm", &kept.to_string()])?;
+    ensure!(again.stderr.contains("needs no confirmation"), "{again:?}");
+    Ok(())
+}
+
+#[test]
 fn a_second_offence_is_banned_for_longer_even_after_a_restart() -> Result<()> {
     let mut site = Site::new(|config| config.schedule = vec!["1s", "20m", "permanent"])?;
     let source = client_v4(1);

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,6 +20,8 @@ pub enum Command {
     Ban(Ban),
     /// Take this ban away, for this reason; answered by [`Outcome::Unbanned`]. Decided at that time.
     Unban(Ban, String, Timestamp),
+    /// Look whether whom this bans is still sending; answered by [`crate::Engine::looked`], or not at all.
+    Look(Subject),
     /// Make the ledger on disk say this.
     Save(Change),
     /// Put it on record and tell people.
@@ -36,8 +39,21 @@ pub enum Change {
     Offences(Subject, Offences),
     /// What a subject had on its account is forgotten.
     Forget(Subject),
+    /// An operator has put a network on the allowlist, or taken it off.
+    Allow(IpNet, Option<Allowed>),
     /// What has been learnt.
     Baseline(Box<baseline::Saved>),
+}
+
+/// Who has put a network on the allowlist, when and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// When.
+    pub since: Timestamp,
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What became of a command.
@@ -93,6 +109,8 @@ pub enum Action {
     Ban,
     /// A ban has ended and its entry is gone.
     Unban,
+    /// A ban was to end, and its source is still sending: it goes on.
+    Extend,
     /// A ban was not made: allowlisted, or the ban table is full.
     Refuse,
     /// The back end could not carry a ban or its end out; the reconciliation tries again.
@@ -118,6 +136,7 @@ impl Action {
         match self {
             Self::Ban => "BAN",
             Self::Unban => "UNBAN",
+            Self::Extend => "EXTEND",
             Self::Refuse => "REFUSE",
             Self::Fail => "FAIL",
             Self::Alarm => "ALARM",
@@ -190,6 +209,7 @@ impl Event {
         let action = match self.action {
             Action::Ban if observed => "WOULD-BAN",
             Action::Unban if observed => "WOULD-UNBAN",
+            Action::Extend if observed => "WOULD-EXTEND",
             action => action.name(),
         };
         let subject = self

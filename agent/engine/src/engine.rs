@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     baseline::{self, Baseline, Normal, Second},
     clients::{Client, Clients},
-    command::{Action, Change, Command, Event, Outcome},
+    command::{Action, Allowed, Change, Command, Event, Outcome},
     cusum::Cusum,
     detect::{self, Finding, Sample, Test},
     explain::{self, Explanation, Spared, SparedBy},
@@ -40,6 +40,12 @@ pub struct Settings {
     pub detect: detect::Settings,
     /// Ban lengths of the first, second … offence; the last one repeats.
     pub schedule: Vec<Length>,
+    /// An offence is forgotten after so long without another; zero: never.
+    pub forgive: Duration,
+    /// Bans last longer by up to this share of their length, so that who was banned together does not return together.
+    pub jitter: f64,
+    /// What is looked at before a ban ends.
+    pub release: Release,
     /// Never banned.
     pub allow: Vec<IpNet>,
     /// Proxies that Nginx takes clients' addresses from. Never banned.
@@ -62,6 +68,28 @@ pub enum Proxied {
     Tell,
     /// It is banned in Nginx.
     Ban,
+}
+
+/// A ban that an operator wishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Why.
+    pub reason: String,
+    /// Who.
+    pub by: String,
+    /// It only counts what it would drop.
+    pub observe: bool,
+    /// It ends after so long unless it is confirmed.
+    pub confirm: Option<Duration>,
+}
+
+/// Before a detector's ban ends, whether its source is still sending: whoever is not kept out any more would only be banned again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// A source that has sent nothing for so long has stopped. Zero: it is not looked at.
+    pub quiet: Duration,
+    /// A ban is extended so often at most, each time by the length that it had; then it ends whatever its source does.
+    pub extensions: u32,
 }
 
 /// A line of a log.
@@ -105,6 +133,8 @@ pub struct Saved {
     pub bans: Vec<Ban>,
     /// Accounts.
     pub offences: Vec<(Subject, Offences)>,
+    /// What operators had put on the allowlist.
+    pub allow: Vec<(IpNet, Allowed)>,
     /// What had been learnt.
     pub baseline: Option<baseline::Saved>,
 }
@@ -128,6 +158,22 @@ pub enum Refusal {
     /// No room.
     #[error(transparent)]
     Full(#[from] Full),
+    /// Rolled back, it would not be as it was before.
+    #[error("{0} is banned already: lift that ban first, or ban without --confirm")]
+    Standing(Subject),
+    /// Nothing to confirm.
+    #[error("the ban of {0} needs no confirmation")]
+    Confirmed(Subject),
+    /// Nothing to take off the allowlist.
+    #[error(
+        "{0} is on the allowlist by no operator's word; `portcullis allow list` shows what is, and why"
+    )]
+    NotAllowed(IpNet),
+    /// The allowlist is full.
+    #[error(
+        "the allowlist has {0} entries of operators: take some off, or name wider networks in bans.allow"
+    )]
+    AllowlistFull(usize),
     /// Nothing to lift.
     #[error("{0} is not banned; `portcullis bans` lists what is")]
     NotBanned(Subject),
@@ -198,6 +244,10 @@ const DAY: u64 = 86_400;
 /// In a second so many IPv6 networks are looked at for members who behave; others have to wait for another member's ban, a minute
 /// later.
 const MAX_LOOKS: u32 = 4;
+/// Sources are looked at so long before their bans end.
+const LOOK_BEFORE: Duration = Duration::from_secs(2);
+/// Entries that operators may add to the allowlist while the agent runs.
+const MAX_ALLOWED: usize = 4096;
 /// Logs whose names are kept for evidence.
 const MAX_LOGS: usize = 1024;
 /// So many lines are looked up at a time.
@@ -216,6 +266,8 @@ pub struct Engine {
     feed: Feed,
     /// The second that the windows stand at; `None` before the first input.
     clock: Option<u64>,
+    /// What operators have put on the allowlist, besides what is configured.
+    allow: BTreeMap<IpNet, Allowed>,
     /// Peers that were seen to bring others' addresses.
     proxies: BTreeSet<IpAddr>,
     newest_proxy: Option<IpAddr>,
@@ -239,6 +291,8 @@ pub struct Engine {
     baseline: Baseline,
     clients: Clients,
     ledger: Ledger,
+    /// Bans that end soon, and whose sources are being looked at.
+    looked_at: BTreeSet<Subject>,
     watch: Watch,
     prefixes: Prefixes,
     /// IPv6 networks that may be looked at in this second.
@@ -276,6 +330,7 @@ impl Engine {
         let mut engine = Self {
             feed: Feed::default(),
             clock: None,
+            allow: saved.allow.into_iter().collect(),
             proxies: BTreeSet::new(),
             newest_proxy: None,
             blind_told: false,
@@ -296,7 +351,9 @@ impl Engine {
                 settings.schedule.clone(),
                 settings.max_bans,
                 settings.max_offenders,
+                settings.forgive,
             ),
+            looked_at: BTreeSet::new(),
             watch: Watch::new(
                 &settings.detect,
                 saved
@@ -705,11 +762,86 @@ impl Engine {
     /// Releases those whose time is over.
     fn release(&mut self, now: Timestamp) {
         self.now = now;
+        self.look(now);
         while let Some(subject) = self.ledger.next_over(now) {
             if let Some(ban) = self.ledger.remove(subject) {
                 self.settle(subject, false, now);
-                self.lift(ban, "its time is over".to_owned());
+                let cause = match ban.once_confirmed {
+                    Some(_) => "nobody has confirmed it",
+                    None => "its time is over",
+                };
+                self.lift(ban, cause.to_owned());
             }
+        }
+    }
+
+    /// Asks whether those are still sending whose time is nearly over.
+    fn look(&mut self, now: Timestamp) {
+        let Release { quiet, extensions } = self.settings.release;
+        if quiet.is_zero() {
+            return;
+        }
+        let soon = self.ledger.ending(now + LOOK_BEFORE).filter(|ban| {
+            ban.origin == Origin::Detector
+                && ban.extended < extensions
+                && ban.gate.has_wire()
+                && !self.looked_at.contains(&ban.subject)
+        });
+        let soon: Vec<Subject> = soon.map(|ban| ban.subject).collect();
+        for subject in soon {
+            self.looked_at.insert(subject);
+            self.command(Command::Look(subject));
+        }
+    }
+
+    /// The newest packet of a source that was looked at came so long ago; `None`: there was none, or nobody can say.
+    pub fn looked(&mut self, subject: Subject, ago: Option<Duration>, now: Timestamp) {
+        let Release { quiet, extensions } = self.settings.release;
+        // It may have ended meanwhile, or be another one by now.
+        if !self.looked_at.remove(&subject) {
+            return;
+        }
+        let Some(ago) = ago.filter(|ago| *ago < quiet) else {
+            // Not asked again before its end.
+            self.looked_at.insert(subject);
+            return;
+        };
+        let Some(ban) = self.ledger.get(subject).cloned() else {
+            return;
+        };
+        let (Some(tier), Term::Until(end)) = (ban.tier, ban.term) else {
+            return;
+        };
+        let length = self.lasting(subject, self.ledger.length_of(tier), end);
+        let ban = Ban {
+            term: length.from(end),
+            extended: ban.extended + 1,
+            ..ban
+        };
+        let (ago, by) = (format_duration(ago), length);
+        let by = match by {
+            Length::For(by) => format_duration(by),
+            Length::Permanent => "for good".to_owned(),
+        };
+        let words = format!(
+            "still sending, the newest packet {ago} ago: extended by {by} ({} of {extensions})",
+            ban.extended
+        );
+        let event = Event::of_ban(now, Action::Extend, &ban, words);
+        if self.enforce(ban).is_ok() {
+            self.command(Command::Record(event));
+        }
+    }
+
+    /// A length of the schedule with its jitter: as good as random, and the same whenever it is computed again.
+    fn lasting(&self, subject: Subject, length: Length, from: Timestamp) -> Length {
+        match length {
+            Length::For(length) => {
+                let mixed = (subject.bits() ^ from.millis()).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                let share = (mixed >> 11) as f64 / (1_u64 << 53) as f64;
+                Length::For(length + length.mul_f64(self.settings.jitter.clamp(0.0, 1.0) * share))
+            }
+            Length::Permanent => Length::Permanent,
         }
     }
 
@@ -723,8 +855,7 @@ impl Engine {
         }
     }
 
-    /// Bans by an operator's word; with `observe`, only counts what that would drop. An earlier ban of the same subject is
-    /// replaced.
+    /// Bans by an operator's word. An earlier ban of the same subject is replaced.
     ///
     /// # Errors
     /// [`Refusal`]: on the allowlist, too wide, or no room.
@@ -732,10 +863,18 @@ impl Engine {
         &mut self,
         subject: Subject,
         length: Length,
-        reason: String,
-        observe: bool,
+        wish: Wish,
         now: Timestamp,
     ) -> Result<(), Refusal> {
+        let Wish {
+            reason,
+            by,
+            observe,
+            confirm,
+        } = wish;
+        if confirm.is_some() && self.ledger.get(subject).is_some() {
+            return Err(Refusal::Standing(subject));
+        }
         if let Some(entry) = self.allowed(subject) {
             return Err(Refusal::Allowed { subject, entry });
         }
@@ -747,8 +886,13 @@ impl Engine {
         if subject.net().prefix_len() < widest {
             return Err(Refusal::TooWide(subject));
         }
-        let term = length.from(now);
-        self.make_room(subject, term, Origin::Operator);
+        let wanted = length.from(now);
+        let term = match (confirm.map(|within| now + within), wanted) {
+            (Some(soon), Term::Until(end)) => Term::Until(soon.min(end)),
+            (Some(soon), Term::Permanent) => Term::Until(soon),
+            (None, wanted) => wanted,
+        };
+        self.make_room(subject, wanted, Origin::Operator);
         // Whether it comes through a proxy is not known of somebody who was not seen.
         let gate = match self.settings.proxied {
             Proxied::Tell => Gate::Wire,
@@ -764,9 +908,25 @@ impl Engine {
             finding: None,
             observe,
             gate,
+            extended: 0,
+            by: Some(by),
+            once_confirmed: confirm.map(|_| wanted),
         };
         self.enforce(ban)?;
         Ok(())
+    }
+
+    /// Lets a ban stand that an operator has made on approval.
+    ///
+    /// # Errors
+    /// [`Refusal::NotBanned`], [`Refusal::Confirmed`].
+    pub fn confirm(&mut self, subject: Subject, now: Timestamp) -> Result<(), Refusal> {
+        let ban = self.ledger.get(subject).cloned();
+        let mut ban = ban.ok_or(Refusal::NotBanned(subject))?;
+        let wanted = ban.once_confirmed.take();
+        ban.term = wanted.ok_or(Refusal::Confirmed(subject))?;
+        ban.since = now;
+        Ok(self.enforce(ban)?)
     }
 
     /// Lifts a ban by an operator's word, and strikes the subject's account: whoever was wrongly banned does not start
@@ -792,6 +952,8 @@ impl Engine {
     /// Takes in what became of a command.
     pub fn outcome(&mut self, outcome: Outcome, now: Timestamp) {
         let event = match outcome {
+            // That it goes on has been said.
+            Outcome::Banned(ban, Ok(())) if ban.extended > 0 => return,
             Outcome::Banned(ban, Ok(())) => {
                 Event::of_ban(now, Action::Ban, &ban, ban.reason.clone())
             }
@@ -846,7 +1008,7 @@ impl Engine {
             of.known(subject, client, samples(&self.logs, places))
         });
         let inside = |ban: &&Ban| asked.covers(ban.subject) && ban.subject != asked;
-        let (next_tier, next) = self.ledger.next_step(subject, Weight::Full);
+        let (next_tier, next) = self.ledger.next_step(subject, Weight::Full, self.now);
         Explanation {
             asked,
             subject,
@@ -884,7 +1046,8 @@ impl Engine {
         let entry = whole.or_else(part)?;
         let is_seen = entry.prefix_len() == entry.max_prefix_len()
             && self.proxies.contains(&entry.addr())
-            && !self.settings.allow.contains(&entry);
+            && !self.settings.allow.contains(&entry)
+            && !self.allow.contains_key(&entry);
         Some(Spared {
             entry,
             by: if is_seen {
@@ -898,10 +1061,80 @@ impl Engine {
         })
     }
 
-    /// Who is never banned.
+    /// Who is never banned, by the configuration or by operators.
     #[must_use]
-    pub fn allowlist(&self) -> &[IpNet] {
-        &self.settings.allow
+    pub fn allowlist(&self) -> Vec<IpNet> {
+        let of_operators = self.allow.keys().copied();
+        let configured = self.settings.allow.iter().copied();
+        configured.chain(of_operators).collect()
+    }
+
+    /// What operators have put on the allowlist.
+    pub fn allowed_by_operators(&self) -> impl Iterator<Item = (&IpNet, &Allowed)> {
+        self.allow.iter()
+    }
+
+    /// Puts a network on the allowlist by an operator's word, and lifts the bans of what is in it. Returns how many those were.
+    ///
+    /// # Errors
+    /// [`Refusal::AllowlistFull`].
+    pub fn allow(
+        &mut self,
+        net: IpNet,
+        allowed: Allowed,
+        now: Timestamp,
+    ) -> Result<usize, Refusal> {
+        let net = net.trunc();
+        if self.allow.len() >= MAX_ALLOWED && !self.allow.contains_key(&net) {
+            return Err(Refusal::AllowlistFull(MAX_ALLOWED));
+        }
+        let words = format!(
+            "{net} is never banned from now on, by {}: {}",
+            allowed.by, allowed.reason
+        );
+        self.command(Command::Save(Change::Allow(net, Some(allowed.clone()))));
+        self.allow.insert(net, allowed);
+        self.command(Command::Record(Event {
+            subject: Some(Subject::of_net(net)),
+            origin: Some(Origin::Operator),
+            ..Event::new(now, Action::Notice, words)
+        }));
+        let inside = self.ledger.bans().map(|ban| ban.subject);
+        let whole = Subject::of_net(net);
+        let inside: Vec<Subject> = inside.filter(|subject| whole.covers(*subject)).collect();
+        let lifted = inside.len();
+        for subject in inside {
+            if let Some(ban) = self.ledger.remove(subject) {
+                self.settle(subject, true, now);
+                self.lift(ban, format!("now on the allowlist ({net})"));
+            }
+        }
+        Ok(lifted)
+    }
+
+    /// Takes off the allowlist by an operator's word what an operator has put on it.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAllowed`].
+    pub fn disallow(&mut self, net: IpNet, by: &str, now: Timestamp) -> Result<(), Refusal> {
+        let net = net.trunc();
+        if self.allow.remove(&net).is_none() {
+            return Err(Refusal::NotAllowed(net));
+        }
+        self.command(Command::Save(Change::Allow(net, None)));
+        let words = format!("{net} may be banned again, by {by}");
+        self.command(Command::Record(Event {
+            subject: Some(Subject::of_net(net)),
+            origin: Some(Origin::Operator),
+            ..Event::new(now, Action::Notice, words)
+        }));
+        Ok(())
+    }
+
+    /// The entry of the allowlist, or the proxy, that covers a subject, if any does.
+    #[must_use]
+    pub fn is_allowed(&self, subject: Subject) -> Option<IpNet> {
+        self.allowed(subject)
     }
 
     /// What to keep of the learning when the agent stops.
@@ -947,7 +1180,9 @@ impl Engine {
 
     fn spared(&self) -> impl Iterator<Item = IpNet> {
         let proxies = self.proxies.iter().copied().map(IpNet::from);
-        self.settings.allow.iter().copied().chain(proxies)
+        let configured = self.settings.allow.iter().copied();
+        let of_operators = self.allow.keys().copied();
+        configured.chain(of_operators).chain(proxies)
     }
 
     /// A client has left the normal traffic.
@@ -983,7 +1218,8 @@ impl Engine {
             return;
         }
         let weight = self.weight(&finding);
-        let term = self.ledger.next_step(subject, weight).1.from(now);
+        let next = self.ledger.next_step(subject, weight, now).1;
+        let term = self.lasting(subject, next, now).from(now);
         if !self.make_room(subject, term, Origin::Detector) {
             self.refuse(
                 subject,
@@ -997,13 +1233,16 @@ impl Engine {
         let ban = Ban {
             subject,
             since: now,
-            term: length.from(now),
+            term: self.lasting(subject, length, now).from(now),
             tier: Some(tier),
             origin: Origin::Detector,
             reason: finding.to_string(),
             finding: Some(finding),
             observe: false,
             gate,
+            extended: 0,
+            by: None,
+            once_confirmed: None,
         };
         if self.enforce(ban).is_ok() {
             self.totals.bans += 1;
@@ -1112,6 +1351,7 @@ impl Engine {
 
     /// A ban that is out of the ledger goes out of the world too.
     fn lift(&mut self, ban: Ban, cause: String) {
+        self.looked_at.remove(&ban.subject);
         self.command(Command::Save(Change::Unban(ban.subject)));
         self.command(Command::Unban(ban, cause, self.now));
     }

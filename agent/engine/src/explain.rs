@@ -260,7 +260,7 @@ mod tests {
     use super::*;
     use crate::{
         baseline,
-        engine::{Engine, Saved},
+        engine::{Engine, Saved, Wish},
         parse::{Fields, Format, Record},
     };
 
@@ -285,6 +285,12 @@ mod tests {
             allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
             proxies: Vec::new(),
             proxied: crate::Proxied::Tell,
+            forgive: std::time::Duration::ZERO,
+            jitter: 0.0,
+            release: crate::Release {
+                quiet: std::time::Duration::ZERO,
+                extensions: 0,
+            },
             max_clients: 1000,
             max_bans: 1000,
             max_offenders: 1000,
@@ -358,9 +364,7 @@ mod tests {
         assert!(of(&engine, "192.0.2.200").spared.unwrap().is_whole);
         let length = Length::Permanent;
         let prefix = "192.0.2.0/26".parse().unwrap();
-        engine
-            .ban(prefix, length, String::new(), false, second)
-            .unwrap();
+        engine.ban(prefix, length, Wish::default(), second).unwrap();
         let bans = of(&engine, "192.0.2.7").bans;
         let subjects: Vec<String> = bans.iter().map(|ban| ban.subject.to_string()).collect();
         assert_eq!(subjects, ["192.0.2.7", "192.0.2.0/26"]);

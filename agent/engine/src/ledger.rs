@@ -134,6 +134,23 @@ pub struct Ban {
     /// Where.
     #[serde(default, skip_serializing_if = "Gate::is_wire")]
     pub gate: Gate,
+    /// How often it was extended, since its subject went on sending.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub extended: u32,
+    /// Which operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// When it is to end once it is confirmed; until then it ends soon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub once_confirmed: Option<Term>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+const fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How much an offence weighs.
@@ -168,6 +185,8 @@ pub struct Ledger {
     schedule: Vec<Length>,
     max_bans: usize,
     max_offenders: usize,
+    /// An offence is forgotten after so long without another; zero: never.
+    forgive: Duration,
     bans: IndexMap<Subject, Ban, Hashing>,
     ends: BTreeSet<(Timestamp, Subject)>,
     /// How many bans there are of each prefix length that is not a client's own: a client is looked up once for each.
@@ -178,13 +197,19 @@ pub struct Ledger {
 
 impl Ledger {
     /// An empty ledger. `schedule` holds the ban lengths of the first, second … offence; the last one repeats. An
-    /// empty schedule means every ban is permanent.
+    /// empty schedule means every ban is permanent. An offence is forgotten after `forgive` without another; zero: never.
     #[must_use]
-    pub fn new(schedule: Vec<Length>, max_bans: usize, max_offenders: usize) -> Self {
+    pub fn new(
+        schedule: Vec<Length>,
+        max_bans: usize,
+        max_offenders: usize,
+        forgive: Duration,
+    ) -> Self {
         Self {
             schedule,
             max_bans,
             max_offenders,
+            forgive,
             bans: IndexMap::default(),
             ends: BTreeSet::new(),
             wide: BTreeMap::new(),
@@ -201,10 +226,7 @@ impl Ledger {
         weight: Weight,
         now: Timestamp,
     ) -> (u32, Length, Offences, Option<Subject>) {
-        let count = self
-            .offences
-            .get(&subject)
-            .map_or(0, |offences| offences.count);
+        let count = self.standing(subject, now);
         let (step, length) = self.step(count.saturating_add(1), weight);
         // A light one never brings anybody to where the next one is for good.
         let finite = self
@@ -223,9 +245,19 @@ impl Ledger {
 
     /// The step of the schedule that the next offence earns (from 1), and its length.
     #[must_use]
-    pub fn next_step(&self, subject: Subject, weight: Weight) -> (u32, Length) {
-        let count = self.offences(subject).map_or(0, |offences| offences.count);
-        self.step(count.saturating_add(1), weight)
+    pub fn next_step(&self, subject: Subject, weight: Weight, now: Timestamp) -> (u32, Length) {
+        self.step(self.standing(subject, now).saturating_add(1), weight)
+    }
+
+    /// Offences that are not forgotten yet.
+    fn standing(&self, subject: Subject, now: Timestamp) -> u32 {
+        let Some(offences) = self.offences(subject) else {
+            return 0;
+        };
+        let silent = now.since(offences.last).as_millis();
+        let forgotten = silent.checked_div(self.forgive.as_millis()).unwrap_or(0);
+        let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
+        offences.count.saturating_sub(forgotten)
     }
 
     /// The bans that keep a subject out, narrowest first: the first one decides.
@@ -272,7 +304,7 @@ impl Ledger {
     ) -> Option<(Offences, Option<Subject>)> {
         let old = self.offences(subject);
         let count = match old {
-            Some(old) if !pardoned => old.count,
+            Some(_) if !pardoned => self.standing(subject, now),
             None if !pardoned => return None,
             _ => 0,
         };
@@ -342,6 +374,18 @@ impl Ledger {
             .first()
             .filter(|(end, _)| *end <= now)
             .map(|(_, subject)| *subject)
+    }
+
+    /// Bans that end up to a moment, the first to end first.
+    pub fn ending(&self, until: Timestamp) -> impl Iterator<Item = &Ban> {
+        let due = self.ends.iter().take_while(move |(end, _)| *end <= until);
+        due.filter_map(|(_, subject)| self.bans.get(subject))
+    }
+
+    /// The length of a step of the schedule, from 1.
+    #[must_use]
+    pub fn length_of(&self, step: u32) -> Length {
+        self.step(step.max(1), Weight::Full).1
     }
 
     /// When the next ban ends.
@@ -424,6 +468,9 @@ mod tests {
             finding: None,
             observe: false,
             gate: Gate::Wire,
+            extended: 0,
+            by: None,
+            once_confirmed: None,
         }
     }
 
@@ -433,6 +480,7 @@ mod tests {
             vec![minutes(10), minutes(30), minutes(120), Length::Permanent],
             3,
             2,
+            Duration::ZERO,
         )
     }
 
@@ -452,7 +500,7 @@ mod tests {
             (4, Length::Permanent),
         ];
         assert_eq!(steps, expected);
-        let light = ledger.next_step(subject("192.0.2.1"), Weight::Light);
+        let light = ledger.next_step(subject("192.0.2.1"), Weight::Light, T0);
         assert_eq!(light, (3, minutes(120)));
         let mut light = || {
             let (step, length, offences, _) =
@@ -467,7 +515,7 @@ mod tests {
             (3, minutes(120), 2),
         ];
         assert_eq!(steps, expected);
-        let full = ledger.next_step(subject("192.0.2.2"), Weight::Full);
+        let full = ledger.next_step(subject("192.0.2.2"), Weight::Full, T0);
         assert_eq!(full, (3, minutes(120)));
     }
 

@@ -30,7 +30,7 @@ mod watch;
 pub mod window;
 
 pub use command::{Command, Event, Outcome};
-pub use engine::{Engine, Feed, Line, Proxied, Refusal, Saved, Settings, Snapshot};
+pub use engine::{Engine, Feed, Line, Proxied, Refusal, Release, Saved, Settings, Snapshot, Wish};
 pub use explain::Explanation;
 pub use ledger::{Ban, Gate, Origin, Term};
 pub use subject::Subject;

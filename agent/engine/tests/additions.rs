@@ -17,7 +17,7 @@ use std::{
 
 use bench::{Bench, START, settings};
 use portcullis_engine::{
-    Command, Engine, Saved, Settings, Subject, Term, Timestamp,
+    Command, Engine, Saved, Settings, Subject, Term, Timestamp, Wish,
     command::{Action, Change},
     detect::{self, Finding, Test, Thresholds},
     ledger::Length,
@@ -1677,7 +1677,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
             Input::Ban(n) => {
                 let length = Length::For(Duration::from_secs(10));
                 let subject = Subject::of_client(client(n));
-                let _ = engine.ban(subject, length, "by hand".to_owned(), false, now);
+                let _ = engine.ban(subject, length, Wish::default(), now);
             }
             Input::Unban(n) => {
                 drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned(), now));
@@ -1732,7 +1732,9 @@ proptest! {
                 Command::Save(Change::Unban(subject)) => { saved.remove(&subject); }
                 Command::Save(Change::Offences(subject, _)) => { accounts.insert(subject); }
                 Command::Save(Change::Forget(subject)) => { accounts.remove(&subject); }
-                Command::Save(Change::Baseline(_)) | Command::Record(_) => {}
+                Command::Save(Change::Baseline(_) | Change::Allow(..))
+                | Command::Look(_)
+                | Command::Record(_) => {}
             }
         }
         let stands: BTreeMap<_, _> = engine.bans().map(|ban| (ban.subject, ban.clone())).collect();

@@ -12,7 +12,7 @@ use std::{net::IpAddr, time::Duration};
 use bench::{Bench, START, record, settings};
 use portcullis_engine::{
     Ban, Command, Engine, Feed, Gate, Origin, Outcome, Proxied, Refusal, Saved, Settings, Subject,
-    Term, Timestamp,
+    Term, Timestamp, Wish,
     baseline::Learnt,
     command::{Action, Change},
     ledger::{Length, Offences},
@@ -171,7 +171,7 @@ fn an_allowlisted_address_is_in_no_command_and_no_record_says_it_was_banned() {
     let subject = "203.0.113.9".parse().unwrap();
     let refusal = bench
         .engine
-        .ban(subject, Length::Permanent, String::new(), false, bench.now);
+        .ban(subject, Length::Permanent, Wish::default(), bench.now);
     assert!(
         matches!(refusal, Err(Refusal::Allowed { .. })),
         "{refusal:?}"
@@ -182,8 +182,7 @@ fn an_allowlisted_address_is_in_no_command_and_no_record_says_it_was_banned() {
             .ban(
                 "127.0.0.1".parse().unwrap(),
                 Length::Permanent,
-                String::new(),
-                false,
+                Wish::default(),
                 bench.now
             )
             .is_err()
@@ -214,6 +213,9 @@ fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
         finding: None,
         observe: false,
         gate: Gate::Wire,
+        extended: 0,
+        by: None,
+        once_confirmed: None,
     };
     let saved = Saved {
         bans: vec![ban],
@@ -302,6 +304,9 @@ fn with_less_room_than_before_it_is_the_short_bans_that_go() {
         finding: None,
         observe: false,
         gate: Gate::Wire,
+        extended: 0,
+        by: None,
+        once_confirmed: None,
     };
     let saved = Saved {
         bans: vec![
@@ -465,7 +470,7 @@ fn a_failed_ban_is_on_record_as_failed() {
     let mut engine = Engine::new(settings(), Saved::default(), START);
     let subject: Subject = "198.51.100.1".parse().unwrap();
     engine
-        .ban(subject, Length::Permanent, "why".to_owned(), false, START)
+        .ban(subject, Length::Permanent, Wish::default(), START)
         .unwrap();
     while let Some(command) = engine.next_command() {
         if let Command::Ban(ban) = command {
@@ -562,13 +567,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
             }
             Input::Ban(n) => {
                 let length = Length::For(Duration::from_secs(10));
-                let _ = engine.ban(
-                    Subject::of_client(client(n)),
-                    length,
-                    "by hand".to_owned(),
-                    false,
-                    now,
-                );
+                let _ = engine.ban(Subject::of_client(client(n)), length, Wish::default(), now);
             }
             Input::Unban(n) => {
                 drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned(), now));
@@ -617,7 +616,9 @@ proptest! {
                 Command::Save(Change::Unban(subject)) => { saved.remove(&subject); }
                 Command::Save(Change::Offences(subject, offences)) => { accounts.insert(subject, offences); }
                 Command::Save(Change::Forget(subject)) => { accounts.remove(&subject); }
-                Command::Save(Change::Baseline(_)) | Command::Record(_) => {}
+                Command::Save(Change::Baseline(_) | Change::Allow(..))
+                | Command::Look(_)
+                | Command::Record(_) => {}
             }
         }
         let stands: std::collections::BTreeMap<_, _> = engine.bans().map(|ban| (ban.subject, ban.clone())).collect();
@@ -828,6 +829,7 @@ fn nobody_pays_twice_for_lines_that_are_read_again() {
     }
     let saved = Saved {
         bans: first.engine.bans().cloned().collect(),
+        allow: Vec::new(),
         offences: offences.into_iter().collect(),
         baseline: Some(first.engine.saved_baseline()),
     };
@@ -959,8 +961,7 @@ fn a_proxy_is_never_banned_be_it_configured_or_only_seen() {
     let refused = bench.engine.ban(
         "192.0.2.77".parse().unwrap(),
         Length::Permanent,
-        String::new(),
-        false,
+        Wish::default(),
         bench.now,
     );
     assert!(

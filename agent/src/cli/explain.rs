@@ -562,7 +562,7 @@ fn ways_out(known: &Explanation, ban: &Ban, page: &mut Page) {
 }
 
 fn allow(subject: Subject) -> String {
-    format!("`allow = [\"{subject}\"]` under [bans], and a restart, keep it from ever being banned")
+    format!("`portcullis allow add {subject}` keeps it from ever being banned")
 }
 
 #[cfg(test)]

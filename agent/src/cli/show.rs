@@ -6,7 +6,7 @@ use portcullis_engine::{Origin, Subject, Term, baseline::Learnt, time::format_du
 
 use crate::{
     enforce::Mode,
-    runtime::{BanRow, Banned, Status},
+    runtime::{AllowRow, BanRow, Banned, Explained, Status},
 };
 
 /// What has come of a ban by hand.
@@ -26,6 +26,37 @@ pub(super) fn banned(subject: Subject, banned: &Banned) -> String {
         let _ = writeln!(out, "on the allowlist, and so not: {}", spared.join(", "));
     }
     out
+}
+
+/// Who is never banned.
+pub(super) fn allowlist(rows: &[AllowRow]) -> String {
+    let mut out = String::new();
+    for row in rows {
+        let net = Subject::of_net(row.net);
+        let who = match (row.since, &row.by) {
+            (Some(since), Some(by)) => format!(" ({by}, {since})"),
+            _ => String::new(),
+        };
+        let _ = writeln!(out, "{:<24}{}{who}", net.to_string(), row.why);
+    }
+    out
+}
+
+/// Whether somebody can be banned.
+pub(super) fn spared(subject: Subject, explained: &Explained) -> String {
+    match explained.known.spared {
+        Some(spared) if spared.is_whole => {
+            format!(
+                "{subject} is never banned: {} is on the allowlist\n",
+                Subject::of_net(spared.entry)
+            )
+        }
+        Some(spared) => format!(
+            "a part of {subject} is never banned ({}), so the detector does not ban all of it; an operator can, and that part is spared\n",
+            Subject::of_net(spared.entry)
+        ),
+        None => format!("{subject} can be banned\n"),
+    }
 }
 
 /// So many logs that cannot be read are named.

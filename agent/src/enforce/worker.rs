@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use portcullis_engine::{Ban, Outcome, Subject};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc as queue, oneshot};
@@ -54,6 +55,10 @@ pub enum Job {
     Repair,
     /// Read every ban that the kernel has.
     Entries(oneshot::Sender<Result<Vec<Entry>>>),
+    /// Read the entries of some.
+    Look(Vec<Subject>, oneshot::Sender<Result<Vec<Entry>>>),
+    /// Replace the allowlist.
+    Allow(Vec<IpNet>, oneshot::Sender<Result<()>>),
     /// Read the totals of packets.
     Counters(oneshot::Sender<Result<Counters>>),
 }
@@ -569,10 +574,23 @@ impl Hands {
                 next: Cursor::default(),
                 reply,
             }),
+            Job::Look(subjects, reply) if !reply.is_closed() => {
+                drop(reply.send(self.enforcer.entries_of(&subjects)));
+            }
+            Job::Allow(allow, reply) => {
+                if let Some(sockets) = &mut self.sockets {
+                    sockets.set_allowlist(&allow);
+                }
+                drop(reply.send(self.enforcer.set_allowlist(&allow)));
+            }
             Job::Counters(reply) if !reply.is_closed() => {
                 drop(reply.send(self.enforcer.counters()));
             }
-            Job::Ban { .. } | Job::Unban(..) | Job::Reconcile | Job::Counters(_) => {}
+            Job::Ban { .. }
+            | Job::Unban(..)
+            | Job::Reconcile
+            | Job::Look(..)
+            | Job::Counters(_) => {}
         }
     }
 
@@ -640,7 +658,7 @@ mod tests {
             Ok(())
         }
 
-        fn set_allowlist(&mut self, _allow: &[ipnet::IpNet]) -> Result<()> {
+        fn set_allowlist(&mut self, _allow: &[IpNet]) -> Result<()> {
             Ok(())
         }
 
@@ -729,6 +747,9 @@ mod tests {
             finding: None,
             observe: false,
             gate: portcullis_engine::Gate::Wire,
+            extended: 0,
+            by: None,
+            once_confirmed: None,
         };
         Job::Ban {
             ban: Box::new(ban),

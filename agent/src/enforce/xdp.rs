@@ -24,7 +24,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
     programs::{
         ProgramError, Xdp as Program, XdpMode,
         links::{FdLink, PinnedLink},
@@ -269,53 +269,43 @@ impl Xdp {
         Ok(xdp)
     }
 
+    /// What the kernel has of a subject.
+    fn value_of(&self, subject: Subject) -> Result<Option<Value>> {
+        let value = match Slot::of(subject) {
+            Slot::V4(key) => self.bans_v4.get(&key, 0),
+            Slot::V6(key) => self.bans_v6.get(&key, 0),
+            Slot::V6Host(key) => self.bans_v6_host.get(&key, 0),
+            // A trie answers with the longest prefix that is not longer than the key: this one, if it is there.
+            Slot::CidrV4(_) | Slot::CidrV6(_) if !self.noted.contains(subject) => return Ok(None),
+            Slot::CidrV4(key) => self.cidr_v4.get(&key, 0),
+            Slot::CidrV6(key) => self.cidr_v6.get(&key, 0),
+        };
+        match value {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if explain::is_not_found(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Writes an entry, or renews one that is there.
     fn put(&mut self, subject: Subject, entry: Value) -> Result<()> {
         // Its counters go on.
-        fn renewed(old: Result<Value, MapError>, entry: Value) -> Result<Value> {
-            match old {
-                Ok(Value {
-                    hits, last_seen, ..
-                }) => Ok(Value {
-                    hits,
-                    last_seen,
-                    ..entry
-                }),
-                Err(error) if explain::is_not_found(&error) => Ok(entry),
-                Err(error) => Err(error.into()),
-            }
-        }
+        let value = match self.value_of(subject)? {
+            Some(Value {
+                hits, last_seen, ..
+            }) => Value {
+                hits,
+                last_seen,
+                ..entry
+            },
+            None => entry,
+        };
         match Slot::of(subject) {
-            Slot::V4(key) => {
-                let value = renewed(self.bans_v4.get(&key, 0), entry)?;
-                self.bans_v4.insert(key, value, 0)
-            }
-            Slot::V6(key) => {
-                let value = renewed(self.bans_v6.get(&key, 0), entry)?;
-                self.bans_v6.insert(key, value, 0)
-            }
-            Slot::V6Host(key) => {
-                let value = renewed(self.bans_v6_host.get(&key, 0), entry)?;
-                self.bans_v6_host.insert(key, value, 0)
-            }
-            // A trie answers with the longest prefix that is not longer than the key: this one, if it is there. Only
-            // then is there something to renew.
-            Slot::CidrV4(key) => {
-                let value = if self.noted.contains(subject) {
-                    renewed(self.cidr_v4.get(&key, 0), entry)?
-                } else {
-                    entry
-                };
-                self.cidr_v4.insert(&key, value, 0)
-            }
-            Slot::CidrV6(key) => {
-                let value = if self.noted.contains(subject) {
-                    renewed(self.cidr_v6.get(&key, 0), entry)?
-                } else {
-                    entry
-                };
-                self.cidr_v6.insert(&key, value, 0)
-            }
+            Slot::V4(key) => self.bans_v4.insert(key, value, 0),
+            Slot::V6(key) => self.bans_v6.insert(key, value, 0),
+            Slot::V6Host(key) => self.bans_v6_host.insert(key, value, 0),
+            Slot::CidrV4(key) => self.cidr_v4.insert(&key, value, 0),
+            Slot::CidrV6(key) => self.cidr_v6.insert(&key, value, 0),
         }
         .map_err(|error| explain::put(error, subject))?;
         self.note_found(subject);
@@ -636,6 +626,21 @@ impl Xdp {
     }
 }
 
+/// An entry of the kernel's, for people and for the engine.
+fn entry_of(subject: Subject, value: &Value, now: Duration) -> Entry {
+    Entry {
+        subject,
+        lifetime: match value.deadline {
+            ban::PERMANENT => Lifetime::Permanent,
+            deadline => Lifetime::For(Duration::from_nanos(deadline).saturating_sub(now)),
+        },
+        observed: value.flags & ban::OBSERVE != 0,
+        hits: value.hits,
+        last_seen: (value.hits > 0)
+            .then(|| now.saturating_sub(Duration::from_secs(u64::from(value.last_seen)))),
+    }
+}
+
 impl Enforcer for Xdp {
     fn backend(&self) -> Backend {
         match self.flavour {
@@ -709,18 +714,18 @@ impl Enforcer for Xdp {
             self.note_found(*subject);
         }
         self.write_counts()?;
-        let entry = |(subject, value): (Subject, Value)| Entry {
-            subject,
-            lifetime: match value.deadline {
-                ban::PERMANENT => Lifetime::Permanent,
-                deadline => Lifetime::For(Duration::from_nanos(deadline).saturating_sub(now)),
-            },
-            observed: value.flags & ban::OBSERVE != 0,
-            hits: value.hits,
-            last_seen: (value.hits > 0)
-                .then(|| now.saturating_sub(Duration::from_secs(u64::from(value.last_seen)))),
+        let entries = values.into_iter();
+        let entries = entries.map(|(subject, value)| entry_of(subject, &value, now));
+        Ok((entries.collect(), next))
+    }
+
+    fn entries_of(&mut self, subjects: &[Subject]) -> Result<Vec<Entry>> {
+        let now = clock::boot();
+        let entry = |subject: &Subject| {
+            let value = self.value_of(*subject).transpose()?;
+            Some(value.map(|value| entry_of(*subject, &value, now)))
         };
-        Ok((values.into_iter().map(entry).collect(), next))
+        subjects.iter().filter_map(entry).collect()
     }
 
     fn counters(&mut self) -> Result<Counters> {

@@ -44,6 +44,8 @@ pub struct Config {
     pub warm_up_ceiling_rps: f64,
     /// Ban lengths.
     pub schedule: Vec<&'static str>,
+    /// A source that has sent nothing for so long is released at the end of its ban; 0: each is.
+    pub quiet_secs: u32,
     /// Never banned, besides the edge host itself.
     pub allow: Vec<String>,
     /// Back ends, in order of preference.
@@ -77,6 +79,7 @@ impl Config {
             warm_up_secs: 3600,
             warm_up_ceiling_rps: 10.0,
             schedule: vec!["10m", "30m", "permanent"],
+            quiet_secs: 0,
             allow: Vec::new(),
             backends: vec!["xdp-native", "xdp-generic", "iptables"],
             reconcile_secs: 1,
@@ -139,6 +142,7 @@ floor_mean_rps = 1.0
 floor_stddev_rps = 0.5
 {additions}[bans]
 {members}schedule = {schedule}
+quiet_secs = {quiet}
 max_bans = 65536
 allow = {allow}
 [enforce]
@@ -162,6 +166,7 @@ socket = {socket}
             warm_up = self.warm_up_secs,
             ceiling = self.warm_up_ceiling_rps,
             schedule = json!(self.schedule),
+            quiet = self.quiet_secs,
             allow = json!(allow),
             interfaces = json!(self.interfaces),
             backends = json!(self.backends),

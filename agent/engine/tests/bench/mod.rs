@@ -9,7 +9,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use portcullis_engine::{
-    Command, Engine, Event, Feed, Outcome, Proxied, Saved, Settings, Subject, Timestamp, baseline,
+    Command, Engine, Event, Feed, Outcome, Proxied, Release, Saved, Settings, Subject, Timestamp,
+    baseline,
     command::Action,
     detect,
     ledger::Length,
@@ -37,6 +38,12 @@ pub fn settings() -> Settings {
         allow: vec!["203.0.113.0/24".parse().unwrap()],
         proxies: Vec::new(),
         proxied: Proxied::Tell,
+        forgive: Duration::ZERO,
+        jitter: 0.0,
+        release: Release {
+            quiet: Duration::ZERO,
+            extensions: 0,
+        },
         max_clients: 1000,
         max_bans: 100,
         max_offenders: 100,
@@ -79,7 +86,7 @@ impl Bench {
                     Outcome::Unbanned(ban.clone(), cause.clone(), Ok(())),
                     self.now,
                 ),
-                Command::Save(_) | Command::Record(_) => {}
+                Command::Look(_) | Command::Save(_) | Command::Record(_) => {}
             }
             self.commands.push(command);
         }

@@ -79,6 +79,9 @@ fn ban(subject: &str, finding: Option<Finding>) -> Ban {
         finding,
         observe: false,
         gate: Gate::Wire,
+        extended: 0,
+        by: None,
+        once_confirmed: None,
     }
 }
 
@@ -165,7 +168,7 @@ fn a_ban_is_explained_on_one_screen() {
          \x20         tail -c +1235 '/var/log/nginx/my access.log' | head -n 1\n\
          account   1 offence, last dealt with at 2026-11-22T00:01:00.000Z; the next one bans it for 30m (tier 2)\n\
          to do     `portcullis unban 203.0.113.9` lifts the ban and forgets its offences\n\
-         \x20         `allow = [\"203.0.113.9\"]` under [bans], and a restart, keep it from ever being banned\n"
+         \x20         `portcullis allow add 203.0.113.9` keeps it from ever being banned\n"
     );
 }
 
@@ -301,7 +304,7 @@ fn who_is_not_banned_is_told_how_far_it_is_from_it() {
          work      full requests: 2 of 60 in 1s, 103 of 515 in 10m\n\
          failures  score 2.1 of 13.8: 3 of 9 answers failed, 2 of 10 different paths\n\
          account   no offence; the next one bans it for 10m (tier 1)\n\
-         to do     `allow = [\"198.51.100.7\"]` under [bans], and a restart, keep it from ever being banned\n"
+         to do     `portcullis allow add 198.51.100.7` keeps it from ever being banned\n"
     );
     let mut near = client();
     near.spans[1].effort = 500.0;

@@ -40,6 +40,9 @@ fn ban(text: &str) -> Ban {
         finding: None,
         observe: false,
         gate: portcullis_engine::Gate::Nginx,
+        extended: 0,
+        by: None,
+        once_confirmed: None,
     }
 }
 

@@ -21,8 +21,8 @@ impl Severity {
     const fn of(told: &Told) -> Self {
         match told.event.action {
             Action::Fail | Action::Alarm => Self::Critical,
-            Action::Ban if told.observed => Self::Info,
-            Action::Ban | Action::Refuse => Self::Warning,
+            Action::Ban | Action::Extend if told.observed => Self::Info,
+            Action::Ban | Action::Extend | Action::Refuse => Self::Warning,
             Action::Unban | Action::AllClear => Self::Resolved,
             Action::Baseline | Action::Start | Action::Stop | Action::Notice => Self::Info,
         }
@@ -115,6 +115,8 @@ fn headline(told: &Told) -> String {
         (Action::Unban, true) => {
             format!("Resolved: the would-be ban of {who} is over (only observed)")
         }
+        (Action::Extend, false) => format!("Still banned: {who} has not stopped"),
+        (Action::Extend, true) => format!("Would still be banned: {who} (only observed)"),
         (Action::Refuse, _) => format!("Did not ban {who}"),
         (Action::Fail, _) => format!("Could not change the ban of {who}"),
         (Action::Alarm, _) => "The site's traffic is not normal".to_owned(),
@@ -214,6 +216,7 @@ fn count(all: &[Told]) -> String {
     let kinds = [
         (Action::Ban, "ban"),
         (Action::Unban, "unban"),
+        (Action::Extend, "extension"),
         (Action::Fail, "failure"),
         (Action::Refuse, "refusal"),
     ];
@@ -455,6 +458,9 @@ mod tests {
             finding: Some(finding),
             observe: false,
             gate: portcullis_engine::Gate::Wire,
+            extended: 0,
+            by: None,
+            once_confirmed: None,
         };
         let event = Event::of_ban(NOW, action, &ban, ban.reason.clone());
         Told { event, observed }
@@ -606,6 +612,10 @@ mod tests {
             (
                 Action::Unban,
                 "🟢 Resolved: the ban of the site is over · edge-1",
+            ),
+            (
+                Action::Extend,
+                "🟠 Still banned: the site has not stopped · edge-1",
             ),
             (Action::Refuse, "🟠 Did not ban the site · edge-1"),
             (
