@@ -175,7 +175,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (store, mut contents) = Store::open(&config.state_dir)?;
     let now = clock::wall();
     let forgotten = forget_observed(&mut contents, config.mode, now);
-    let history = History::open(&store::history_path(&config.state_dir))?;
+    let history = History::open(&config.state_dir, config.history)?;
     let (notifier, slack) = start_slack(&config.slack);
 
     let engine = start_engine(&config, contents.saved, now);
