@@ -2,6 +2,7 @@
 
 mod drops;
 mod explain;
+mod history;
 mod learn;
 mod lines;
 mod replay;
@@ -27,6 +28,7 @@ use tracing::info;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::{
+    audit::{self, chain::Hash},
     config::{self, Adjusted, Config, Setting},
     control::{self, AskError, Request},
     doctor,
@@ -114,6 +116,14 @@ enum Verb {
     /// looks for it: state.dir. Attacks in the logs teach nothing, and no ban or offence comes of them. What is known stays: newer
     /// lines add to it, and older ones teach only hours of which nothing is known. The agent must not run meanwhile.
     Learn(Learn),
+    /// Print what is on record of an address or a prefix, of all around it and inside it, oldest first
+    ///
+    /// From all files of the history; the agent need not run. The form is `[time] ACTION subject | condition | rate | baseline |
+    /// duration`.
+    History(History),
+    /// Look after the record of what was decided
+    #[command(subcommand)]
+    Audit(Audit),
     /// Check a configuration file, and say everything that is wrong with it
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
@@ -234,6 +244,42 @@ struct Explain {
     json: bool,
     #[command(flatten)]
     reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct History {
+    /// `192.0.2.1`, `2001:db8::1`, `192.0.2.0/24` …
+    subject: Subject,
+    /// Print the lines as they are in the files, JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Subcommand)]
+enum Audit {
+    /// Say whether the history is as it was written: nothing changed, removed, moved
+    ///
+    /// Each line holds a hash over the one before and itself, and history.head the newest of them. That needs no key: whoever may
+    /// write the files can forge them all. So write the head that this prints down elsewhere, and give it as --head later. Lines that
+    /// a crash has torn, and files that were rotated away, are no breaks. Exit code 1 if there is a break.
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// Files, oldest first [default: all of state.dir, against its history.head]
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// A head that was printed once: everything up to it must be there as it was
+    #[arg(long, value_name = "HEX", value_parser = parse_hash)]
+    head: Option<Hash>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
 }
 
 #[derive(Debug, Args)]
@@ -455,6 +501,21 @@ pub fn main() -> ExitCode {
         Verb::Lines(lines) => read_lines(&lines),
         Verb::Replay(replay) => replayed(replay),
         Verb::Learn(wanted) => learnt(wanted),
+        Verb::History(wanted) => configuration(&wanted.configured).and_then(|config| {
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            let printed = history::print(&config.state_dir, wanted.subject, wanted.json, &mut out);
+            match printed.and_then(|()| Ok(out.flush()?)) {
+                // Whoever reads has seen enough.
+                Err(error) if is_broken_pipe(&error) => Ok(()),
+                result => Ok(result?),
+            }
+        }),
+        Verb::Audit(Audit::Verify(wanted)) => match verified(&wanted) {
+            Ok(true) => Ok(()),
+            // What is broken has been said.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(failure) => Err(failure),
+        },
         Verb::Config => print(&config::documentation()),
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
@@ -537,6 +598,11 @@ fn parse_length(text: &str) -> Result<Duration, String> {
         Ok(length) if length < Duration::from_secs(1) => Err("must be at least 1s".to_owned()),
         length => length,
     }
+}
+
+fn parse_hash(text: &str) -> Result<Hash, String> {
+    let hash = Hash::read(text.trim().to_lowercase().as_bytes());
+    hash.ok_or_else(|| "must be 64 hexadecimal digits".to_owned())
 }
 
 /// An exit code and what is said with it.
@@ -670,6 +736,24 @@ fn learnt(wanted: Learn) -> Result<(), Failure> {
     let known = contents.saved.baseline;
     let summary = learn::learn(&plan, known, &store, &config.state_dir)?;
     print(&summary)
+}
+
+/// Looks at the history; says whether it is unbroken.
+fn verified(wanted: &Verify) -> Result<bool, Failure> {
+    let report = if wanted.files.is_empty() {
+        let config = configuration(&wanted.configured)?;
+        audit::verify::folder(&config.state_dir, wanted.head)?
+    } else {
+        audit::verify::files(&wanted.files, wanted.head)?
+    };
+    if wanted.json {
+        let text = serde_json::to_string_pretty(&report)
+            .context("the report cannot be written as JSON")?;
+        print(&format!("{text}\n"))?;
+    } else {
+        print(&history::verdict(&report))?;
+    }
+    Ok(report.is_unbroken())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

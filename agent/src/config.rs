@@ -23,6 +23,7 @@ use portcullis_engine::{
 pub use self::setting::Setting;
 use self::{reader::Reader, setting::differing};
 use crate::{
+    audit,
     enforce::{Backend, Mode, nginx},
     source::{self, Limits, Start, syslog},
 };
@@ -46,6 +47,8 @@ pub struct Config {
     pub slack: Slack,
     /// Folder of the ledger and the history.
     pub state_dir: PathBuf,
+    /// How much history is kept.
+    pub history: audit::Settings,
     /// The control socket.
     pub control: Control,
 }
@@ -757,6 +760,27 @@ fn declare(r: &mut Reader) -> Config {
     );
 
     r.section(
+        "history",
+        "Every decision, one line each. Rotated by the agent itself; let nobody else do it.",
+    );
+    let history = audit::Settings {
+        max_bytes: r
+            .whole(
+                "max_bytes",
+                67_108_864,
+                65_536..=u32::MAX,
+                "A file that would become longer becomes history.jsonl.1, that one .2 …",
+            )
+            .into(),
+        keep: r.whole(
+            "keep",
+            8,
+            0..=500,
+            "So many rotated files stay; the oldest gives way.",
+        ),
+    };
+
+    r.section(
         "control",
         "The socket behind `portcullis status`, `bans`, `ban` and `unban`.",
     );
@@ -823,6 +847,7 @@ fn declare(r: &mut Reader) -> Config {
         nginx,
         slack,
         state_dir,
+        history,
         control,
     }
 }

@@ -188,7 +188,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (store, mut contents) = Store::open(&config.state_dir)?;
     let now = clock::wall();
     let forgotten = forget_observed(&mut contents, config.mode, now);
-    let history = History::open(&store::history_path(&config.state_dir))?;
+    let history = History::open(&config.state_dir, config.history)?;
     let (notifier, slack) = start_slack(&config.slack);
 
     let protected = config.allow_host.then(host::protected).unwrap_or_default();

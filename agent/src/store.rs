@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     fs::OpenOptions,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -354,12 +354,6 @@ fn decoded<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
     serde_json::from_slice(value)
         .inspect_err(|error| warn!("the ledger's value of {key} is unreadable: {error}"))
         .ok()
-}
-
-/// Where the history is written, beside the ledger.
-#[must_use]
-pub fn history_path(dir: &Path) -> PathBuf {
-    dir.join("history.jsonl")
 }
 
 #[cfg(test)]

@@ -62,6 +62,14 @@ fn every_command_of_the_readme_works() -> Result<()> {
                 let said = agent::plain(&lab, &words)?.success()?;
                 assert!(said.contains("known now, by hour of the day"), "{said}");
             }
+            "history" | "audit" => {
+                let config = lab.dir().join("portcullis.toml");
+                let config = config.to_string_lossy();
+                let words = [&words[..], &["--config", &*config]].concat();
+                let said = agent::plain(&lab, &words)?.success()?;
+                let expected = ["unbroken; head ", "nothing is on record of"];
+                assert!(expected.iter().any(|part| said.contains(part)), "{said}");
+            }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
             "status" | "bans" | "explain" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
             // In a laboratory some of it is as it should not be; what counts is that it says so.

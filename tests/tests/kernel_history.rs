@@ -1,0 +1,161 @@
+//! The history on a disk that is full, or read-only.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use portcullis::{
+    audit::{History, Settings, verify},
+    enforce::Mode,
+};
+use portcullis_engine::{Event, Timestamp, command::Action};
+use portcullis_tests::lab::{
+    Lab,
+    agent::{Agent, Config},
+    client_v4,
+    log::Appender,
+    nginx::Nginx,
+    wait::eventually,
+};
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(10);
+const SETTINGS: Settings = Settings {
+    max_bytes: 1 << 30,
+    keep: 8,
+};
+
+/// A small disk; gone on drop.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(path: &Path, size: &str) -> Result<Self> {
+        fs::create_dir_all(path)?;
+        let options = format!("size={size}");
+        let none = MsFlags::empty();
+        mount(Some("tmpfs"), path, Some("tmpfs"), none, Some(&*options))
+            .with_context(|| format!("cannot mount a tmpfs at {}", path.display()))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    fn set_read_only(&self, is: bool) -> Result<()> {
+        let read_only = if is {
+            MsFlags::MS_RDONLY
+        } else {
+            MsFlags::empty()
+        };
+        let flags = MsFlags::MS_REMOUNT | read_only;
+        mount(Some("tmpfs"), &self.0, None::<&str>, flags, None::<&str>)?;
+        Ok(())
+    }
+
+    fn fill(&self) {
+        // It is to be full, not the file to be whole.
+        let ballast = std::iter::repeat_n([7; 4096], 16_384).flatten();
+        let _full = fs::write(self.0.join("ballast"), ballast.collect::<Vec<u8>>());
+    }
+
+    fn make_room(&self) -> Result<()> {
+        Ok(fs::remove_file(self.0.join("ballast"))?)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn record(history: &History, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let event = Event::new(
+            Timestamp::from_secs(number),
+            Action::Refuse,
+            "x".repeat(200),
+        );
+        history.record(&event, Mode::Enforce);
+    }
+}
+
+fn lines(dir: &Path) -> u64 {
+    verify::folder(dir, None).map_or(0, |report| report.lines)
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_start_and_later_costs_no_line() -> Result<()> {
+    let folder = TempDir::new()?;
+    let disk = Disk::new(&folder.path().join("state"), "256k")?;
+    disk.fill();
+    let history = History::open(&disk.0, SETTINGS)?;
+    record(&history, 0..100);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(lines(&disk.0), 0);
+    disk.make_room()?;
+    eventually("the first lines", SOON, || {
+        Ok((lines(&disk.0) == 100).then_some(()))
+    })?;
+    disk.fill();
+    record(&history, 100..300);
+    std::thread::sleep(Duration::from_millis(1500));
+    let report = verify::folder(&disk.0, None)?;
+    assert!(report.is_unbroken() && report.lines < 300, "{report:#?}");
+    disk.make_room()?;
+    eventually("the others", SOON, || {
+        Ok((lines(&disk.0) == 300).then_some(()))
+    })?;
+    assert_eq!(history.lost(), 0);
+    drop(history);
+    let report = verify::folder(&disk.0, None)?;
+    assert!(
+        report.is_unbroken() && report.notes.is_empty(),
+        "{report:#?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_is_read_only_at_the_start_costs_no_line() -> Result<()> {
+    let folder = TempDir::new()?;
+    let disk = Disk::new(&folder.path().join("state"), "256k")?;
+    disk.set_read_only(true)?;
+    let history = History::open(&disk.0, SETTINGS)?;
+    record(&history, 0..100);
+    std::thread::sleep(Duration::from_millis(1500));
+    disk.set_read_only(false)?;
+    eventually("the lines", SOON, || {
+        Ok((lines(&disk.0) == 100).then_some(()))
+    })?;
+    drop(history);
+    assert!(verify::folder(&disk.0, None)?.is_unbroken());
+    Ok(())
+}
+
+#[test]
+fn an_agent_on_a_full_disk_starts_and_bans_and_has_it_on_record_later() -> Result<()> {
+    let lab = Lab::new()?;
+    let nginx = Nginx::start(&lab)?;
+    let config = Config::new(nginx.log());
+    let disk = Disk::new(&lab.dir().join(config.state), "8m")?;
+    // It has been here before.
+    Agent::start(&lab, &config)?.terminate(SOON)?;
+    disk.fill();
+    let mut agent = Agent::start(&lab, &config)?;
+    Appender::open(nginx.log())?.requests(client_v4(1), config.allowance() + 1)?;
+    agent.eventually("the ban", SOON, || {
+        let answer = lab.get(client_v4(1), "/", Duration::from_secs(1));
+        Ok(answer.is_err().then_some(()))
+    })?;
+    assert!(agent.log().contains("cannot write"), "{}", agent.evidence());
+    disk.make_room()?;
+    agent.event("ban", "198.19.0.1", 1, SOON)?;
+    agent.terminate(SOON)?;
+    let report = verify::folder(&disk.0, None)?;
+    assert!(report.is_unbroken(), "{report:#?}");
+    Ok(())
+}
