@@ -2,6 +2,7 @@
 
 pub mod clock;
 mod explained;
+mod many;
 mod reading;
 pub mod shutdown;
 
@@ -30,6 +31,7 @@ use tracing::{debug, error, info, warn};
 use self::reading::Reading;
 pub use self::{
     explained::{Explained, Held},
+    many::BannedMany,
     reading::Unreadable,
 };
 use crate::{
@@ -230,6 +232,7 @@ pub async fn run(config: Config) -> Result<()> {
         nginx,
         nginx_outcomes,
         waiting: Vec::new(),
+        many: Vec::new(),
         lifted: Vec::new(),
     };
     agent.store.save_mode(config.mode);
@@ -398,6 +401,8 @@ struct Agent {
     nginx_outcomes: mpsc::Receiver<Outcome>,
     /// Operators who wait for a change to be in force; as many as there are connections, which are bounded.
     waiting: Vec<(Subject, Wish, oneshot::Sender<Reply>)>,
+    /// Those who wait for many; likewise.
+    many: Vec<many::Waiting>,
     /// Those who wait for all bans to be lifted, and how many those were.
     lifted: Vec<(usize, oneshot::Sender<Reply>)>,
 }
@@ -446,6 +451,7 @@ impl Agent {
                     self.worker.catch_up();
                     self.answer_lifted();
                     self.waiting.retain(|(_, _, reply)| !reply.is_closed());
+                    self.many.retain(many::Waiting::is_awaited);
                     if self.threads.iter().any(std::thread::JoinHandle::is_finished) {
                         bail!("a thread that reads the log has ended");
                     }
@@ -585,6 +591,9 @@ impl Agent {
         let is_it = |waiting: &mut (Subject, Wish, _)| {
             is_answer && (waiting.0, waiting.1) == (ban.subject, wish)
         };
+        if is_answer {
+            self.hear_of_many(ban.subject, result.as_ref().err());
+        }
         let answered: Vec<_> = self.waiting.extract_if(.., is_it).collect();
         for (subject, _, reply) in answered {
             let answer = match (result, wish) {
@@ -638,12 +647,7 @@ impl Agent {
                 reason,
                 observe,
             } => {
-                // It goes into logs, terminals and messages.
-                let reason = reason
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .take(200)
-                    .collect();
+                let reason = fit(&reason);
                 let length = secs.map_or(Length::Permanent, |secs| {
                     Length::For(Duration::from_secs(secs))
                 });
@@ -655,6 +659,7 @@ impl Agent {
                     Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
                 }
             }
+            Request::BanMany { bans } => self.ban_many(bans, reply),
             Request::Unban { subject } => {
                 match self
                     .engine
@@ -796,6 +801,12 @@ impl Agent {
         self.store.save(&Change::Baseline(baseline));
         self.notifier.close();
     }
+}
+
+/// An operator's reason goes into logs, terminals and messages.
+fn fit(reason: &str) -> String {
+    let chars = reason.chars().filter(|c| !c.is_control());
+    chars.take(200).collect()
 }
 
 /// Answers a request once the back end has; without the runtime's loop waiting for it.

@@ -54,6 +54,21 @@ fn every_command_of_the_readme_works() -> Result<()> {
                     assert!(page.contains("<h2>Traffic</h2>"), "{page}");
                 }
             }
+            // What others print is read by tests of its own.
+            "import" => {
+                let list = lab.dir().join("list");
+                std::fs::write(&list, "198.51.100.77\n")?;
+                let list = list.to_string_lossy();
+                let words: Vec<&str> = words
+                    .iter()
+                    .map(|word| if *word == "-" { &*list } else { *word })
+                    .collect();
+                drop(agent.verb(&words)?.success()?);
+            }
+            "export" => {
+                let words: Vec<&str> = words.into_iter().take_while(|word| *word != ">").collect();
+                drop(agent.verb(&words)?.success()?);
+            }
             // Beside the agent, whose state is in use.
             "learn" => {
                 let log = nginx.log().to_string_lossy();
