@@ -1,6 +1,7 @@
 //! The command line: what is typed, and what is printed.
 
 mod drops;
+mod exchange;
 mod explain;
 mod history;
 mod learn;
@@ -70,7 +71,7 @@ enum Verb {
     /// Show how the agent does: mode, back end, baseline, rate, bans, packets, logs that cannot be read
     Status(Ask),
     /// List the bans that stand, newest first, with their evidence and packet counts
-    Bans(Ask),
+    Bans(Bans),
     /// Say in words why somebody is banned, or is not, and how far from it
     ///
     /// The test that flagged, what it was held against, and where the lines are that it rests on; without a ban, how far it is from
@@ -91,6 +92,21 @@ enum Verb {
     /// What is changed here is kept across restarts, beside what is configured (`bans.allow`) and what this host itself needs.
     #[command(subcommand)]
     Allow(Allow),
+    /// Ban everybody on a list: your own export, plain lists, CSV, JSON, what fail2ban and CrowdSec print
+    ///
+    /// One address, prefix or range a line, `#` begins a comment; CSV with a header that names its columns (subject, ip, address or
+    /// value; until, expiration, expires or duration; reason or scenario); JSON of such objects, in an array or one a line.
+    /// `fail2ban-client banned`, `fail2ban-client get JAIL banip --with-time`, `fail2ban-client status JAIL`; `cscli decisions
+    /// list -o json` or `-o raw`, of which bans of addresses and ranges are taken that are not simulated. They become bans by an
+    /// operator, each until the end that the list has for it; where it has none, until it is lifted. Who is banned for as long
+    /// already stays as they are, allowlisted ones are refused. What is not understood is said and left out. Exit code 1 if anything
+    /// was not understood, refused, or could not be put in force yet.
+    Import(exchange::Import),
+    /// Print the bans that operators made, in a form that `portcullis import` reads
+    ///
+    /// For another host, or another program. Of an export, `import` takes subject, end, reason and whether it is only observed; all
+    /// become bans by an operator there. JSON is an object a line. A plain list is subjects alone, without their ends.
+    Export(exchange::Export),
     /// Attach the XDP program alone to an interface, without an agent, and leave it there
     ///
     /// It drops nothing by itself: an agent with the same pin folder takes it over. To see whether a driver can do it.
@@ -233,6 +249,15 @@ struct Ask {
     json: bool,
     #[command(flatten)]
     reach: Reach,
+}
+
+#[derive(Debug, Args)]
+struct Bans {
+    /// In this order
+    #[arg(long, value_enum, value_name = "ORDER", default_value_t = show::Order::Since)]
+    sort: show::Order,
+    #[command(flatten)]
+    ask: Ask,
 }
 
 #[derive(Debug, Args)]
@@ -425,6 +450,7 @@ const BUSY: u8 = 75;
 
 /// Does what the command line says.
 #[must_use]
+#[expect(clippy::too_many_lines, reason = "one verb after the other")]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -443,9 +469,10 @@ pub fn main() -> ExitCode {
                 show::status(status)
             })
         }
-        Verb::Bans(Ask { json, reach }) => {
-            ask(&reach.socket, &Request::Bans, json, |bans: &Vec<BanRow>| {
-                show::bans(bans)
+        Verb::Bans(Bans { sort, ask }) => {
+            fetch(&ask.reach.socket, &Request::Bans).and_then(|mut bans: Vec<BanRow>| {
+                sort.sort(&mut bans);
+                present(&bans, ask.json, |bans| show::bans(bans))
             })
         }
         Verb::Explain(Explain {
@@ -520,6 +547,13 @@ pub fn main() -> ExitCode {
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
         }
+        Verb::Export(wanted) => exchange::export(&wanted),
+        Verb::Import(wanted) => match exchange::import(&wanted) {
+            Ok(true) => Ok(()),
+            // What is wrong has been said.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(failure) => Err(failure),
+        },
         Verb::Doctor(doctor) => match examine(&doctor) {
             Ok(true) => Ok(()),
             // What is wrong has been said.
@@ -804,16 +838,27 @@ fn ask<T: serde::de::DeserializeOwned + Serialize>(
     json: bool,
     show: impl FnOnce(&T) -> String,
 ) -> Result<(), Failure> {
-    let answer: T = control::ask(socket, request).map_err(|error| match error {
+    present(&fetch(socket, request)?, json, show)
+}
+
+fn fetch<T: serde::de::DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, Failure> {
+    control::ask(socket, request).map_err(|error| match error {
         AskError::Unreachable(error) => Failure(UNAVAILABLE, error),
         AskError::Refused(why) => Failure(1, anyhow::anyhow!(why)),
-    })?;
+    })
+}
+
+fn present<T: Serialize>(
+    answer: &T,
+    json: bool,
+    show: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
     if json {
-        let text = serde_json::to_string_pretty(&answer)
-            .context("the answer cannot be written as JSON")?;
+        let text =
+            serde_json::to_string_pretty(answer).context("the answer cannot be written as JSON")?;
         print(&format!("{text}\n"))
     } else {
-        print(&show(&answer))
+        print(&show(answer))
     }
 }
 

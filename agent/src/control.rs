@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use ipnet::IpNet;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use portcullis_engine::Subject;
+use portcullis_engine::{Subject, Term};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::{
@@ -74,6 +74,11 @@ pub enum Request {
     },
     /// What is on the allowlist.
     Allowlist,
+    /// Ban many by an operator's word, but leave alone who is banned for as long already. As many as a request has room for.
+    BanMany {
+        /// Whom.
+        bans: Vec<Wanted>,
+    },
     /// Lift a ban.
     Unban {
         /// Whose.
@@ -92,6 +97,21 @@ pub struct Asked {
     pub by: String,
     /// For the answer.
     pub reply: oneshot::Sender<Reply>,
+}
+
+/// One of many bans.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// Whom.
+    pub subject: Subject,
+    /// Until when.
+    pub term: Term,
+    /// Why.
+    pub reason: String,
+    /// Only count what it would drop.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observe: bool,
 }
 
 /// What is answered.
@@ -129,7 +149,7 @@ impl Reply {
 /// Connections at a time; further ones wait to be accepted.
 const CONNECTIONS: usize = 32;
 /// A longer request is refused.
-const MAX_REQUEST: u64 = 64 * 1024;
+pub(crate) const MAX_REQUEST: u64 = 64 * 1024;
 /// Whoever says nothing for so long is disconnected; whoever waits for an answer for so long is told so.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A longer reply is not read: about ten million bans.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod enforce;
+pub mod exchange;
 pub mod host;
 pub mod notify;
 pub mod replay;

@@ -2,6 +2,7 @@
 
 pub mod clock;
 mod explained;
+mod many;
 mod reading;
 pub mod shutdown;
 
@@ -30,6 +31,7 @@ use tracing::{debug, error, info, warn};
 use self::reading::Reading;
 pub use self::{
     explained::{Explained, Held},
+    many::BannedMany,
     reading::Unreadable,
 };
 use crate::{
@@ -246,6 +248,7 @@ pub async fn run(config: Config) -> Result<()> {
         nginx_outcomes,
         waiting: Vec::new(),
         looked: mpsc::channel(QUEUE),
+        many: Vec::new(),
         lifted: Vec::new(),
     };
     agent.store.save_mode(config.mode);
@@ -424,6 +427,8 @@ struct Agent {
         mpsc::Sender<Vec<enforce::Entry>>,
         mpsc::Receiver<Vec<enforce::Entry>>,
     ),
+    /// Those who wait for many; likewise.
+    many: Vec<many::Waiting>,
     /// Those who wait for all bans to be lifted, and how many those were.
     lifted: Vec<(usize, oneshot::Sender<Reply>)>,
 }
@@ -477,6 +482,7 @@ impl Agent {
                     self.worker.catch_up();
                     self.answer_lifted();
                     self.waiting.retain(|(_, _, reply)| !reply.is_closed());
+                    self.many.retain(many::Waiting::is_awaited);
                     if self.threads.iter().any(std::thread::JoinHandle::is_finished) {
                         bail!("a thread that reads the log has ended");
                     }
@@ -633,6 +639,9 @@ impl Agent {
         let is_it = |waiting: &mut (Subject, Awaited, _)| {
             is_answer && (waiting.0, waiting.1) == (ban.subject, wish)
         };
+        if is_answer {
+            self.hear_of_many(ban.subject, result.as_ref().err());
+        }
         let answered: Vec<_> = self.waiting.extract_if(.., is_it).collect();
         for (subject, _, reply) in answered {
             let answer = match (result, wish) {
@@ -691,7 +700,7 @@ impl Agent {
                 confirm_secs,
             } => {
                 let wish = Wish {
-                    reason: told(&reason),
+                    reason: fit(&reason),
                     by,
                     observe,
                     confirm: confirm_secs.map(Duration::from_secs),
@@ -704,6 +713,7 @@ impl Agent {
                     Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
                 }
             }
+            Request::BanMany { bans } => self.ban_many(bans, &by, reply),
             Request::Unban { subject } => {
                 match self
                     .engine
@@ -725,7 +735,7 @@ impl Agent {
                 let allowed = Allowed {
                     since: now,
                     by,
-                    reason: told(&reason),
+                    reason: fit(&reason),
                 };
                 match self.engine.allow(net, allowed, now) {
                     Ok(lifted) => self.enforce_allowlist(reply, lifted),
@@ -901,10 +911,10 @@ impl Agent {
     }
 }
 
-/// An operator's words go into logs, terminals and messages.
-fn told(words: &str) -> String {
-    let words = words.chars().filter(|c| !c.is_control());
-    words.take(200).collect()
+/// An operator's reason goes into logs, terminals and messages.
+fn fit(reason: &str) -> String {
+    let chars = reason.chars().filter(|c| !c.is_control());
+    chars.take(200).collect()
 }
 
 /// Answers a request once the back end has; without the runtime's loop waiting for it.

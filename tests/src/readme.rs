@@ -21,7 +21,9 @@ pub fn commands() -> Vec<Vec<String>> {
     let quoted = README.split('`').skip(1).step_by(2);
     let mut all = Vec::new();
     for text in in_blocks.lines().chain(quoted) {
-        let command = text.split('#').next().unwrap_or_default().trim();
+        let command = text.split('#').next().unwrap_or_default();
+        // Of what is piped, our end.
+        let command = command.rsplit('|').next().unwrap_or_default().trim();
         if let Some(arguments) = command.strip_prefix("portcullis ") {
             let arguments = words(arguments);
             if !all.contains(&arguments) {

@@ -12,6 +12,10 @@ use portcullis_tests::{
 use serde_json::Value;
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one command of the README after the other"
+)]
 fn every_command_of_the_readme_works() -> Result<()> {
     let lab = Lab::new()?;
     let nginx = Nginx::start(&lab)?;
@@ -54,6 +58,21 @@ fn every_command_of_the_readme_works() -> Result<()> {
                     assert!(page.contains("<h2>Traffic</h2>"), "{page}");
                 }
             }
+            // What others print is read by tests of its own.
+            "import" => {
+                let list = lab.dir().join("list");
+                std::fs::write(&list, "198.51.100.77\n")?;
+                let list = list.to_string_lossy();
+                let words: Vec<&str> = words
+                    .iter()
+                    .map(|word| if *word == "-" { &*list } else { *word })
+                    .collect();
+                drop(agent.verb(&words)?.success()?);
+            }
+            "export" => {
+                let words: Vec<&str> = words.into_iter().take_while(|word| *word != ">").collect();
+                drop(agent.verb(&words)?.success()?);
+            }
             // Beside the agent, whose state is in use.
             "learn" => {
                 let log = nginx.log().to_string_lossy();
@@ -71,7 +90,9 @@ fn every_command_of_the_readme_works() -> Result<()> {
                 assert!(expected.iter().any(|part| said.contains(part)), "{said}");
             }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
-            "status" | "bans" | "explain" | "ban" | "unban" => drop(agent.verb(&words)?.success()?),
+            "status" | "bans" | "explain" | "ban" | "unban" | "confirm" | "allow" => {
+                drop(agent.verb(&words)?.success()?);
+            }
             // In a laboratory some of it is as it should not be; what counts is that it says so.
             "doctor" if words.len() == 1 => {
                 let config = lab.dir().join("portcullis.toml");

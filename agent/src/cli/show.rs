@@ -282,6 +282,45 @@ fn count(number: u64, what: &str) -> String {
     format!("{number} {what}{plural}")
 }
 
+/// Whom a person wants to see first.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Order {
+    /// The newest
+    Since,
+    /// Whose ban ends soonest, permanent ones last
+    Until,
+    /// Who has sent most packets
+    Hits,
+    /// Whose last packet is newest
+    LastSeen,
+    /// Who is furthest in the schedule, operators' bans last
+    Tier,
+    /// The lowest address
+    Subject,
+}
+
+impl Order {
+    /// Sorts, and what is equal as the agent has it: newest first.
+    pub(super) fn sort(self, bans: &mut [BanRow]) {
+        use std::cmp::Reverse;
+
+        match self {
+            // So the agent sends them.
+            Self::Since => {}
+            Self::Until => bans.sort_by_key(|row| match row.ban.term {
+                Term::Until(end) => (false, Some(end)),
+                Term::Permanent => (true, None),
+            }),
+            Self::Hits => bans.sort_by_key(|row| Reverse(row.hits)),
+            Self::LastSeen => {
+                bans.sort_by_key(|row| (row.last_seen_secs.is_none(), row.last_seen_secs));
+            }
+            Self::Tier => bans.sort_by_key(|row| Reverse(row.ban.tier)),
+            Self::Subject => bans.sort_by_key(|row| row.ban.subject),
+        }
+    }
+}
+
 /// A table.
 pub(super) fn bans(bans: &[BanRow]) -> String {
     if bans.is_empty() {
@@ -341,8 +380,56 @@ pub(super) fn bans(bans: &[BanRow]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_engine::{Ban, Gate, Timestamp};
+
     use super::*;
     use crate::runtime::Unreadable;
+
+    #[test]
+    fn bans_are_sorted_as_they_are_asked_for() {
+        let row = |subject: &str, end: Option<u64>, tier, hits, last_seen_secs| BanRow {
+            ban: Ban {
+                subject: subject.parse().unwrap(),
+                since: Timestamp::from_secs(1),
+                term: end.map_or(Term::Permanent, |end| {
+                    Term::Until(Timestamp::from_secs(end))
+                }),
+                tier,
+                origin: tier.map_or(Origin::Operator, |_| Origin::Detector),
+                reason: String::new(),
+                finding: None,
+                observe: false,
+                gate: Gate::Wire,
+                extended: 0,
+                by: None,
+                once_confirmed: None,
+            },
+            hits,
+            last_seen_secs,
+            remaining_secs: end,
+        };
+        let rows = [
+            row("192.0.2.3", None, None, Some(5), Some(9)),
+            row("192.0.2.10", Some(20), Some(2), None, None),
+            row("2001:db8::/64", Some(10), Some(1), Some(7), Some(100)),
+        ];
+        for (order, expected) in [
+            (Order::Since, ["192.0.2.3", "192.0.2.10", "2001:db8::/64"]),
+            (Order::Until, ["2001:db8::/64", "192.0.2.10", "192.0.2.3"]),
+            (Order::Hits, ["2001:db8::/64", "192.0.2.3", "192.0.2.10"]),
+            (
+                Order::LastSeen,
+                ["192.0.2.3", "2001:db8::/64", "192.0.2.10"],
+            ),
+            (Order::Tier, ["192.0.2.10", "2001:db8::/64", "192.0.2.3"]),
+            (Order::Subject, ["192.0.2.3", "192.0.2.10", "2001:db8::/64"]),
+        ] {
+            let mut rows = rows.to_vec();
+            order.sort(&mut rows);
+            let sorted: Vec<String> = rows.iter().map(|row| row.ban.subject.to_string()).collect();
+            assert_eq!(sorted, expected, "{order:?}");
+        }
+    }
 
     #[test]
     fn logs_that_cannot_be_read_stand_out_and_do_not_fill_the_screen() {
