@@ -601,9 +601,17 @@ fn allowed(allow: Allow) -> Result<bool, Failure> {
         }
         Allow::Remove { net, reach } => {
             let request = Request::Disallow { net };
-            ask(&reach.socket, &request, false, |_: &usize| {
-                format!("{net} may be banned again\n")
-            })
+            ask(
+                &reach.socket,
+                &request,
+                false,
+                |still: &Option<IpNet>| match still {
+                    Some(entry) => format!(
+                        "{net} is taken off, and still never banned: {entry} is on the allowlist\n"
+                    ),
+                    None => format!("{net} may be banned again\n"),
+                },
+            )
         }
         Allow::List(Ask { json, reach }) => {
             let rows = |rows: &Vec<AllowRow>| show::allowlist(rows);

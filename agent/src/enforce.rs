@@ -194,7 +194,7 @@ pub trait Enforcer: Send {
         Ok(all)
     }
 
-    /// The entries of these subjects, as far as there are any.
+    /// The entries of these few subjects, as far as there are any.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -51,6 +51,8 @@ use crate::{
 
 /// Outcomes and requests that may wait; whoever sends more waits.
 const QUEUE: usize = 1024;
+/// So many sources are looked at by the back end at a time.
+const LOOKED_AT: usize = 4096;
 /// Time passes for the engine so often.
 const TICK: Duration = Duration::from_millis(250);
 /// At the start, how long the disk may take to know from where on the logs are read.
@@ -571,20 +573,29 @@ impl Agent {
             }
         }
         if !looked_at.is_empty() {
-            self.look(looked_at);
+            self.look(&looked_at);
         }
     }
 
     /// Asks the back end how long ago these have sent anything. Without an answer they are released.
-    fn look(&mut self, subjects: Vec<Subject>) {
-        let (sender, entries) = oneshot::channel();
-        self.worker.ask(Job::Look(subjects, sender));
-        let looked = self.looked.0.clone();
-        tokio::spawn(async move {
-            if let Ok(Ok(entries)) = entries.await {
-                drop(looked.send(entries).await);
-            }
-        });
+    fn look(&mut self, subjects: &[Subject]) {
+        // Others do not know when a packet came.
+        if !matches!(
+            self.worker.backend,
+            Backend::XdpNative | Backend::XdpGeneric
+        ) {
+            return;
+        }
+        for some in subjects.chunks(LOOKED_AT) {
+            let (sender, entries) = oneshot::channel();
+            self.worker.ask(Job::Look(some.to_vec(), sender));
+            let looked = self.looked.0.clone();
+            tokio::spawn(async move {
+                if let Ok(Ok(entries)) = entries.await {
+                    drop(looked.send(entries).await);
+                }
+            });
+        }
     }
 
     fn ban_in_nginx(&mut self, ban: &Ban) {
@@ -639,7 +650,7 @@ impl Agent {
         let is_it = |waiting: &mut (Subject, Awaited, _)| {
             is_answer && (waiting.0, waiting.1) == (ban.subject, wish)
         };
-        if is_answer {
+        if is_answer && wish == Awaited::Ban {
             self.hear_of_many(ban.subject, result.as_ref().err());
         }
         let answered: Vec<_> = self.waiting.extract_if(.., is_it).collect();
@@ -743,7 +754,10 @@ impl Agent {
                 }
             }
             Request::Disallow { net } => match self.engine.disallow(net, &by, clock::wall()) {
-                Ok(()) => self.enforce_allowlist(reply, 0),
+                Ok(()) => {
+                    let still = self.engine.is_allowed(Subject::of_net(net));
+                    self.enforce_allowlist(reply, still);
+                }
                 Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
             },
             Request::Allowlist => drop(reply.send(Reply::done(&self.allowlist()))),
@@ -766,12 +780,16 @@ impl Agent {
         }
     }
 
-    /// Has the back end spare who is allowed now, and answers then with how many bans were lifted.
-    fn enforce_allowlist(&mut self, reply: oneshot::Sender<Reply>, lifted: usize) {
+    /// Has the back end spare who is allowed now, and answers then.
+    fn enforce_allowlist<A: Serialize + Send + 'static>(
+        &mut self,
+        reply: oneshot::Sender<Reply>,
+        said: A,
+    ) {
         self.dispatch(None);
         let (sender, done) = oneshot::channel();
-        self.worker.ask(Job::Allow(self.engine.allowlist(), sender));
-        answer(done, reply, move |()| lifted);
+        self.worker.allow(self.engine.allowlist(), sender);
+        answer(done, reply, move |()| said);
     }
 
     /// Who is never banned, and why.

@@ -169,6 +169,11 @@ pub enum Refusal {
         "{0} is on the allowlist by no operator's word; `portcullis allow list` shows what is, and why"
     )]
     NotAllowed(IpNet),
+    /// Nobody would be left to ban.
+    #[error(
+        "{0} is too wide: the widest entries are /8 (IPv4) and /16 (IPv6); mode = \"observe\" bans nobody"
+    )]
+    TooWideToAllow(IpNet),
     /// The allowlist is full.
     #[error(
         "the allowlist has {0} entries of operators: take some off, or name wider networks in bans.allow"
@@ -293,6 +298,8 @@ pub struct Engine {
     ledger: Ledger,
     /// Bans that end soon, and whose sources are being looked at.
     looked_at: BTreeSet<Subject>,
+    /// Bans that were extended, of which the back end has not told yet.
+    extended: BTreeSet<Subject>,
     watch: Watch,
     prefixes: Prefixes,
     /// IPv6 networks that may be looked at in this second.
@@ -354,6 +361,7 @@ impl Engine {
                 settings.forgive,
             ),
             looked_at: BTreeSet::new(),
+            extended: BTreeSet::new(),
             watch: Watch::new(
                 &settings.detect,
                 saved
@@ -783,6 +791,7 @@ impl Engine {
         }
         let soon = self.ledger.ending(now + LOOK_BEFORE).filter(|ban| {
             ban.origin == Origin::Detector
+                && !ban.term.is_over(now)
                 && ban.extended < extensions
                 && ban.gate.has_wire()
                 && !self.looked_at.contains(&ban.subject)
@@ -829,6 +838,7 @@ impl Engine {
         );
         let event = Event::of_ban(now, Action::Extend, &ban, words);
         if self.enforce(ban).is_ok() {
+            self.extended.insert(subject);
             self.command(Command::Record(event));
         }
     }
@@ -878,12 +888,7 @@ impl Engine {
         if let Some(entry) = self.allowed(subject) {
             return Err(Refusal::Allowed { subject, entry });
         }
-        let widest = if matches!(subject.net(), IpNet::V4(_)) {
-            8
-        } else {
-            16
-        };
-        if subject.net().prefix_len() < widest {
+        if is_too_wide(subject.net()) {
             return Err(Refusal::TooWide(subject));
         }
         let wanted = length.from(now);
@@ -953,11 +958,12 @@ impl Engine {
     pub fn outcome(&mut self, outcome: Outcome, now: Timestamp) {
         let event = match outcome {
             // That it goes on has been said.
-            Outcome::Banned(ban, Ok(())) if ban.extended > 0 => return,
+            Outcome::Banned(ban, Ok(())) if self.extended.remove(&ban.subject) => return,
             Outcome::Banned(ban, Ok(())) => {
                 Event::of_ban(now, Action::Ban, &ban, ban.reason.clone())
             }
             Outcome::Banned(ban, Err(error)) => {
+                self.extended.remove(&ban.subject);
                 Event::of_ban(now, Action::Fail, &ban, format!("not banned yet: {error}"))
             }
             Outcome::Unbanned(ban, cause, Ok(())) => Event::of_ban(now, Action::Unban, &ban, cause),
@@ -1022,7 +1028,11 @@ impl Engine {
             offences: self.ledger.offences(subject),
             next_tier,
             next_secs: explain::secs(next),
-            spared: self.spared_by(subject),
+            // A single address may be on it, and its client not.
+            spared: self
+                .spared_by(asked)
+                .filter(|spared| spared.is_whole)
+                .or_else(|| self.spared_by(subject)),
             refused_until: self
                 .refused
                 .get(&subject)
@@ -1085,6 +1095,9 @@ impl Engine {
         now: Timestamp,
     ) -> Result<usize, Refusal> {
         let net = net.trunc();
+        if is_too_wide(net) {
+            return Err(Refusal::TooWideToAllow(net));
+        }
         if self.allow.len() >= MAX_ALLOWED && !self.allow.contains_key(&net) {
             return Err(Refusal::AllowlistFull(MAX_ALLOWED));
         }
@@ -1099,9 +1112,12 @@ impl Engine {
             origin: Some(Origin::Operator),
             ..Event::new(now, Action::Notice, words)
         }));
-        let inside = self.ledger.bans().map(|ban| ban.subject);
         let whole = Subject::of_net(net);
-        let inside: Vec<Subject> = inside.filter(|subject| whole.covers(*subject)).collect();
+        // Nginx refuses all of a network, allowed or not.
+        let inside = self.ledger.bans().filter(|ban| {
+            whole.covers(ban.subject) || ban.gate.has_nginx() && whole.overlaps(ban.subject)
+        });
+        let inside: Vec<Subject> = inside.map(|ban| ban.subject).collect();
         let lifted = inside.len();
         for subject in inside {
             if let Some(ban) = self.ledger.remove(subject) {
@@ -1352,6 +1368,7 @@ impl Engine {
     /// A ban that is out of the ledger goes out of the world too.
     fn lift(&mut self, ban: Ban, cause: String) {
         self.looked_at.remove(&ban.subject);
+        self.extended.remove(&ban.subject);
         self.command(Command::Save(Change::Unban(ban.subject)));
         self.command(Command::Unban(ban, cause, self.now));
     }
@@ -1475,6 +1492,14 @@ impl Engine {
         let ordered = detect::site(detect, normal, &self.site, now);
         let is_lasting = self.cusum.sum() > detect.cusum.limit;
         ordered.filter(|_| detect.cusum.limit <= 0.0 || is_lasting)
+    }
+}
+
+/// Too large a part of the internet for one entry, of bans or of the allowlist?
+const fn is_too_wide(net: IpNet) -> bool {
+    match net {
+        IpNet::V4(net) => net.prefix_len() < 8,
+        IpNet::V6(net) => net.prefix_len() < 16,
     }
 }
 

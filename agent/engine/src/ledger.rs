@@ -304,7 +304,8 @@ impl Ledger {
     ) -> Option<(Offences, Option<Subject>)> {
         let old = self.offences(subject);
         let count = match old {
-            Some(_) if !pardoned => self.standing(subject, now),
+            // What is forgotten is so from now on: whoever was kept out could not offend.
+            Some(old) if !pardoned => old.count,
             None if !pardoned => return None,
             _ => 0,
         };

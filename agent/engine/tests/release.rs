@@ -154,6 +154,11 @@ fn an_offence_is_forgotten_after_so_long_without_another() {
         bench.offend();
         bench.engine.ban_of(host()).unwrap().tier.unwrap()
     };
+    assert_eq!(
+        tier_after(1800, 0),
+        3,
+        "while it is kept out nothing is forgotten"
+    );
     assert_eq!(tier_after(0, 86_400), 3, "never");
     assert_eq!(tier_after(86_400, 3600), 3);
     assert_eq!(tier_after(7200, 7200), 2, "one of two");
@@ -287,6 +292,9 @@ fn what_an_operator_allows_is_released_and_is_never_banned_until_it_is_taken_off
         Err(Refusal::NotAllowed(net))
     );
     bench.offend();
+    let wide = "0.0.0.0/0".parse().unwrap();
+    let refused = bench.engine.allow(wide, allowed, bench.now);
+    assert_eq!(refused, Err(Refusal::TooWideToAllow(wide)));
     let configured = "203.0.113.0/24".parse().unwrap();
     assert_eq!(
         bench.engine.disallow(configured, "root", bench.now),

@@ -152,6 +152,8 @@ pub struct Worker {
     aside: BTreeMap<Subject, Job>,
     /// Changes that were overtaken by a newer one of the same subject while they were aside; they are on no record.
     overtaken: u64,
+    /// The newest allowlist, if it found the queue full.
+    allow_aside: Option<Job>,
     /// Which back end it is.
     pub backend: Backend,
     /// Where that is at work.
@@ -211,6 +213,7 @@ impl Worker {
             shared,
             aside: BTreeMap::new(),
             overtaken: 0,
+            allow_aside: None,
             backend,
             place,
             refused,
@@ -240,12 +243,23 @@ impl Worker {
 
     /// Hands over what is aside, as far as there is room. To be called now and then.
     pub fn catch_up(&mut self) {
+        if let Some(job) = self.allow_aside.take()
+            && let Some(job) = self.hand(job)
+        {
+            self.allow_aside = Some(job);
+            return;
+        }
         while let Some((subject, job)) = self.aside.pop_first() {
             if let Some(job) = self.hand(job) {
                 self.aside.insert(subject, job);
                 return;
             }
         }
+    }
+
+    /// Replaces the allowlist, soon: where there is no room for that now the newest one waits, and whoever waits for the answer.
+    pub fn allow(&mut self, allow: Vec<IpNet>, reply: oneshot::Sender<Result<()>>) {
+        self.allow_aside = self.hand(Job::Allow(allow, reply));
     }
 
     /// Has a comparison made, unless one is waiting or under way.
