@@ -761,23 +761,25 @@ impl Agent {
                 Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
             },
             Request::Allowlist => drop(reply.send(Reply::done(&self.allowlist()))),
-            Request::UnbanAll => {
-                let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
-                let lifted = subjects.into_iter().filter(|subject| {
-                    self.engine
-                        .unban(
-                            *subject,
-                            "lifted by an operator, with all others".to_owned(),
-                            clock::wall(),
-                        )
-                        .is_ok()
-                });
-                let lifted = lifted.count();
-                self.dispatch(None);
-                self.lifted.push((lifted, reply));
-                self.answer_lifted();
-            }
+            Request::UnbanAll => self.unban_all(reply),
         }
+    }
+
+    fn unban_all(&mut self, reply: oneshot::Sender<Reply>) {
+        let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
+        let lifted = subjects.into_iter().filter(|subject| {
+            self.engine
+                .unban(
+                    *subject,
+                    "lifted by an operator, with all others".to_owned(),
+                    clock::wall(),
+                )
+                .is_ok()
+        });
+        let lifted = lifted.count();
+        self.dispatch(None);
+        self.lifted.push((lifted, reply));
+        self.answer_lifted();
     }
 
     /// Has the back end spare who is allowed now, and answers then.

@@ -262,7 +262,9 @@ fn a_history_without_its_head_is_not_taken_for_whole() {
         "{broken}"
     );
     run(folder.path(), LARGE, 1);
-    assert_eq!(unbroken(folder.path()).lines, 7);
+    // And the hole stays where it was.
+    let report = report(folder.path());
+    assert_eq!((report.lines, report.breaks.len()), (7, 1), "{report:#?}");
     assert!(conditions(folder.path())[5].contains("missing or damaged"));
 }
 
