@@ -151,7 +151,9 @@ fn an_agent_on_a_full_disk_starts_and_bans_and_has_it_on_record_later() -> Resul
         let answer = lab.get(client_v4(1), "/", Duration::from_secs(1));
         Ok(answer.is_err().then_some(()))
     })?;
-    assert!(agent.log().contains("cannot write"), "{}", agent.evidence());
+    agent.eventually("word of the disk", SOON, || {
+        Ok(agent.log().contains("cannot write").then_some(()))
+    })?;
     disk.make_room()?;
     agent.event("ban", "198.19.0.1", 1, SOON)?;
     agent.terminate(SOON)?;
