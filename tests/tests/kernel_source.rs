@@ -126,7 +126,9 @@ fn a_hundred_rotations_under_load_lose_no_line_and_double_none() -> Result<()> {
     has_dealt_with(&agent, written)?;
     assert_eq!(agent.figure("/engine/totals/lines")?, written);
     assert_eq!(agent.figure("/engine/totals/malformed")?, 0);
-    assert_eq!(agent.figure("/source/rotations")?, 100);
+    // Two that come between two looks are one to it, and no line of the file between is missed.
+    let rotations = agent.figure("/source/rotations")?;
+    assert!((50..=100).contains(&rotations), "{rotations}");
     Ok(())
 }
 
