@@ -70,6 +70,8 @@ struct Queue {
     lost: u64,
     /// Those of them that no line speaks of yet.
     unsaid: u64,
+    /// Why the newest try failed, until one succeeds.
+    problem: Option<String>,
     /// No more comes.
     is_closing: bool,
 }
@@ -182,6 +184,12 @@ impl History {
         queue.lines.push_back(line);
         drop(queue);
         self.shared.changed.notify_one();
+    }
+
+    /// Why nothing can be put on record now; it waits, and is tried again.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.shared.lock().problem.clone()
     }
 
     /// Events that never came into the history.

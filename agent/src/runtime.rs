@@ -108,6 +108,8 @@ pub struct Status {
     pub store_pending: usize,
     /// Events that never came into the history.
     pub history_lost: u64,
+    /// Why nothing can be put into the history now.
+    pub history_error: Option<String>,
 }
 
 #[cfg(test)]
@@ -141,6 +143,7 @@ impl Status {
             slack: notify::Status::default(),
             store_pending: 0,
             history_lost: 0,
+            history_error: None,
         }
     }
 }
@@ -892,6 +895,7 @@ impl Agent {
             slack: self.notifier.status(),
             store_pending: self.store.pending(),
             history_lost: self.history.lost(),
+            history_error: self.history.problem(),
         }
     }
 

@@ -4,81 +4,24 @@
     reason = "a test panics with its evidence, its helpers too"
 )]
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::PathBuf,
-    process::{Child, Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
-};
+mod place;
 
+use std::{fmt::Write as _, fs, process::Output, time::Duration};
+
+use place::{Place, text as stdout};
 use portcullis::runtime::clock;
-use tempfile::TempDir;
 
 /// An agent that has no lines to read.
-struct Place {
-    folder: TempDir,
-    agent: Option<Child>,
+fn started() -> Place {
+    let mut place = Place::new(&["192.0.2.0/24"]);
+    place.start();
+    place
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(agent) = &mut self.agent {
-            let _gone = agent.kill();
-            let _gone = agent.wait();
-        }
-    }
-}
-
-impl Place {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let here = folder.path().display();
-        let config = format!(
-            "[source]\nlog = [\"{here}/access.log\"]\n[enforce]\nbackends = [\"dry-run\"]\ninterfaces = [\"lo\"]\n\
-             [state]\ndir = \"{here}/state\"\n[control]\nsocket = \"{here}/socket\"\n[bans]\nallow = [\"192.0.2.0/24\"]\n"
-        );
-        fs::write(folder.path().join("p.toml"), config).unwrap();
-        fs::write(folder.path().join("access.log"), "").unwrap();
-        let mut place = Self {
-            folder,
-            agent: None,
-        };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.args(["run", "--config"]).arg(place.path("p.toml"));
-        let said = fs::File::create(place.path("said")).unwrap();
-        place.agent = Some(command.stderr(said).stdout(Stdio::null()).spawn().unwrap());
-        let answers = |place: &Self| {
-            sleep(Duration::from_millis(50));
-            place.ask(&["status"]).status.success()
-        };
-        let came = (0..200).any(|_| answers(&place));
-        let said = fs::read_to_string(place.path("said")).unwrap();
-        assert!(came, "the agent does not answer: {said}");
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// In the folder of the lists.
-    fn ask(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.args(words).arg("--socket").arg(self.path("socket"));
-        command.current_dir(self.folder.path()).output().unwrap()
-    }
-
-    fn export(&self, words: &[&str]) -> String {
-        let output = self.ask(&[&["export"], words].concat());
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
+fn export(place: &Place, words: &[&str]) -> String {
+    let output = place.ask(&[&["export"], words].concat());
+    assert!(output.status.success(), "{output:?}");
+    stdout(&output)
 }
 
 fn stderr(output: &Output) -> String {
@@ -97,7 +40,7 @@ fn without_since(export: &str) -> Vec<String> {
 
 #[test]
 fn what_is_refused_or_not_understood_is_said_and_the_rest_is_in_force() {
-    let place = Place::start();
+    let place = started();
     let list = "192.0.2.7\n198.51.100.1 # a guest\nnobody\n10.0.0.0/7\n198.51.100.0/30\n";
     fs::write(place.path("list"), list).unwrap();
     let dry = place.ask(&["import", "--dry-run", "list"]);
@@ -106,7 +49,7 @@ fn what_is_refused_or_not_understood_is_said_and_the_rest_is_in_force() {
         stdout(&dry).contains("198.51.100.1  until it is lifted  imported\n"),
         "{dry:?}"
     );
-    assert_eq!(place.export(&[]), "");
+    assert_eq!(export(&place, &[]), "");
 
     let output = place.ask(&["import", "list"]);
     assert_eq!(output.status.code(), Some(1));
@@ -130,7 +73,7 @@ fn what_is_refused_or_not_understood_is_said_and_the_rest_is_in_force() {
         "{said}"
     );
     assert_eq!(
-        place.export(&["--format", "plain"]),
+        export(&place, &["--format", "plain"]),
         "198.51.100.0/30\n198.51.100.1\n"
     );
 
@@ -142,7 +85,7 @@ fn what_is_refused_or_not_understood_is_said_and_the_rest_is_in_force() {
         stdout(&output),
         "1 banned, 1 for as long already, 0 refused\n"
     );
-    let csv = place.export(&["--format", "csv"]);
+    let csv = export(&place, &["--format", "csv"]);
     let ours = csv
         .lines()
         .find(|line| line.starts_with("198.51.100.9,"))
@@ -165,7 +108,7 @@ fn what_is_refused_or_not_understood_is_said_and_the_rest_is_in_force() {
 
 #[test]
 fn bans_move_from_agent_to_agent_with_their_ends() {
-    let (from, to) = (Place::start(), Place::start());
+    let (from, to) = (started(), started());
     for words in [
         &[
             "ban",
@@ -181,13 +124,13 @@ fn bans_move_from_agent_to_agent_with_their_ends() {
         let output = from.ask(words);
         assert!(output.status.success(), "{output:?}");
     }
-    let exported = from.export(&["--all"]);
+    let exported = export(&from, &["--all"]);
     assert_eq!(exported.lines().count(), 3, "{exported}");
     for form in ["json", "csv"] {
-        fs::write(to.path("bans"), from.export(&["--format", form])).unwrap();
+        fs::write(to.path("bans"), export(&from, &["--format", form])).unwrap();
         let output = to.ask(&["import", "bans"]);
         assert!(output.status.success(), "{output:?}");
-        assert_eq!(without_since(&to.export(&[])), without_since(&exported));
+        assert_eq!(without_since(&export(&to, &[])), without_since(&exported));
     }
     // And what `bans` prints.
     let bans = from.ask(&["bans", "--json", "--sort", "until"]);
@@ -204,7 +147,7 @@ fn bans_move_from_agent_to_agent_with_their_ends() {
 
 #[test]
 fn ten_thousands_of_addresses_take_seconds() {
-    let place = Place::start();
+    let place = started();
     let mut list = String::new();
     for n in 0..20_000_u32 {
         let _ = writeln!(list, "10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
@@ -220,5 +163,8 @@ fn ten_thousands_of_addresses_take_seconds() {
     );
     println!("20,000 addresses took {took:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
-    assert_eq!(place.export(&["--format", "plain"]).lines().count(), 20_000);
+    assert_eq!(
+        export(&place, &["--format", "plain"]).lines().count(),
+        20_000
+    );
 }

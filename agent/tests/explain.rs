@@ -4,87 +4,30 @@
     reason = "a test panics with its evidence, its helpers too"
 )]
 
+mod place;
+
 use std::{
     fmt::Write as _,
     fs::{self, OpenOptions},
     io::Write as _,
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
+    process::{Command, Output},
 };
 
+use place::{Place, text};
 use portcullis::runtime::clock;
 use serde_json::Value;
-use tempfile::TempDir;
 
 const ATTACKER: &str = "203.0.113.9";
 
-/// An agent with a log of its own.
-struct Place {
-    folder: TempDir,
-    agent: Option<Child>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(agent) = &mut self.agent {
-            let _gone = agent.kill();
-            let _gone = agent.wait();
-        }
-    }
-}
-
 impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let here = folder.path().display();
-        let config = format!(
-            "[source]\nlog = [\"{here}/access.log\"]\n[enforce]\nbackends = [\"dry-run\"]\ninterfaces = [\"lo\"]\n\
-             [state]\ndir = \"{here}/state\"\n[control]\nsocket = \"{here}/socket\"\n[bans]\nallow = [\"192.0.2.0/24\"]\n"
-        );
-        fs::write(folder.path().join("p.toml"), config).unwrap();
-        fs::write(folder.path().join("access.log"), "").unwrap();
-        Self {
-            folder,
-            agent: None,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.args(["run", "--config"]).arg(self.path("p.toml"));
-        let said = fs::File::create(self.path("said")).unwrap();
-        self.agent = Some(command.stderr(said).stdout(Stdio::null()).spawn().unwrap());
-        self.until("an answer", || {
-            self.explain(&["192.0.2.1"]).status.success()
-        });
-    }
-
     fn explain(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.arg("explain").args(words);
-        command.arg("--socket").arg(self.path("socket"));
-        command.output().unwrap()
+        self.ask(&[&["explain"], words].concat())
     }
 
     fn json(&self, subject: &str) -> Value {
         let output = self.explain(&[subject, "--json"]);
         serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let is_so = || {
-            sleep(Duration::from_millis(50));
-            is_so()
-        };
-        let came = (0..200).any(|_| is_so());
-        let said = fs::read_to_string(self.path("said")).unwrap();
-        assert!(came, "{what} has not come: {said}");
     }
 
     fn write(&self, client: &str, requests: usize) {
@@ -104,13 +47,9 @@ impl Place {
     }
 }
 
-fn text(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
 #[test]
 fn an_agent_explains_a_ban_by_lines_that_are_where_it_says() {
-    let mut place = Place::new();
+    let mut place = Place::new(&["192.0.2.0/24"]);
     place.start();
     place.write("198.51.100.7", 5);
     place.write(ATTACKER, 1000);
@@ -159,10 +98,10 @@ fn an_agent_explains_a_ban_by_lines_that_are_where_it_says() {
 
 #[test]
 fn without_an_agent_there_is_no_answer() {
-    let output = Place::new().explain(&[ATTACKER]);
+    let output = Place::new(&["192.0.2.0/24"]).explain(&[ATTACKER]);
     assert_eq!(output.status.code(), Some(69));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("is the agent running?"), "{said}");
-    let output = Place::new().explain(&["localhost"]);
+    let output = Place::new(&["192.0.2.0/24"]).explain(&["localhost"]);
     assert_eq!(output.status.code(), Some(64));
 }

@@ -5,89 +5,16 @@
     reason = "a test panics with its evidence, its helpers too"
 )]
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Child, Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
-};
+mod place;
 
+use std::fs;
+
+use place::{Place, text};
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// A folder for an agent.
-struct Place {
-    folder: TempDir,
-    agent: Option<Child>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let here = folder.path().display();
-        let config = format!(
-            "[source]\nlog = [\"{here}/access.log\"]\n[enforce]\nbackends = [\"dry-run\"]\ninterfaces = [\"lo\"]\n\
-             [state]\ndir = \"{here}/state\"\n[control]\nsocket = \"{here}/socket\"\n"
-        );
-        fs::write(folder.path().join("p.toml"), config).unwrap();
-        Self {
-            folder,
-            agent: None,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.args(["run", "--config"]).arg(self.path("p.toml"));
-        let said = fs::File::create(self.path("said")).unwrap();
-        self.agent = Some(command.stderr(said).stdout(Stdio::null()).spawn().unwrap());
-        let answers = || {
-            sleep(Duration::from_millis(50));
-            self.ask(&["status"]).status.success()
-        };
-        let came = (0..200).any(|_| answers());
-        assert!(came, "{}", fs::read_to_string(self.path("said")).unwrap());
-    }
-
-    /// As a crash does.
-    fn kill(&mut self) {
-        if let Some(mut agent) = self.agent.take() {
-            let _gone = agent.kill();
-            let _gone = agent.wait();
-        }
-    }
-
-    fn ask(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.args(words).arg("--socket").arg(self.path("socket"));
-        command.output().unwrap()
-    }
-
-    fn read(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-        command.args(words).arg("--config").arg(self.path("p.toml"));
-        command.output().unwrap()
-    }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
 
 #[test]
 fn what_agents_that_were_killed_have_recorded_is_whole_and_found_by_address() {
-    let mut place = Place::new();
+    let mut place = Place::new(&[]);
     for round in 0..3 {
         place.start();
         for subject in ["192.0.2.7", "192.0.2.0/24", "198.51.100.1"] {
@@ -149,7 +76,7 @@ fn what_agents_that_were_killed_have_recorded_is_whole_and_found_by_address() {
 
 #[test]
 fn without_a_history_that_is_said() {
-    let place = Place::new();
+    let place = Place::new(&[]);
     for words in [&["audit", "verify"][..], &["history", "192.0.2.1"]] {
         let output = place.read(words);
         assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -83,6 +83,10 @@ fn record(history: &History, numbers: std::ops::Range<u64>) {
     }
 }
 
+fn fails(history: &History) -> Result<()> {
+    eventually("a try that fails", SOON, || Ok(history.problem().map(drop)))
+}
+
 fn lines(dir: &Path) -> u64 {
     verify::folder(dir, None).map_or(0, |report| report.lines)
 }
@@ -94,7 +98,7 @@ fn a_disk_that_is_full_at_the_start_and_later_costs_no_line() -> Result<()> {
     disk.fill();
     let history = History::open(&disk.0, SETTINGS)?;
     record(&history, 0..100);
-    std::thread::sleep(Duration::from_millis(1500));
+    fails(&history)?;
     assert_eq!(lines(&disk.0), 0);
     disk.make_room()?;
     eventually("the first lines", SOON, || {
@@ -102,7 +106,7 @@ fn a_disk_that_is_full_at_the_start_and_later_costs_no_line() -> Result<()> {
     })?;
     disk.fill();
     record(&history, 100..300);
-    std::thread::sleep(Duration::from_millis(1500));
+    fails(&history)?;
     let report = verify::folder(&disk.0, None)?;
     assert!(report.is_unbroken() && report.lines < 300, "{report:#?}");
     disk.make_room()?;
@@ -126,7 +130,7 @@ fn a_disk_that_is_read_only_at_the_start_costs_no_line() -> Result<()> {
     disk.set_read_only(true)?;
     let history = History::open(&disk.0, SETTINGS)?;
     record(&history, 0..100);
-    std::thread::sleep(Duration::from_millis(1500));
+    fails(&history)?;
     disk.set_read_only(false)?;
     eventually("the lines", SOON, || {
         Ok((lines(&disk.0) == 100).then_some(()))

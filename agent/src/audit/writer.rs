@@ -82,9 +82,10 @@ impl Writer {
             let wait = self.is_dirty.then_some(SYNC);
             let is_last = shared.take(&mut lines, CHUNK, wait);
             match self.write(&mut lines) {
-                Ok(()) => {}
+                Ok(()) => shared.lock().problem = None,
                 Err(problem) => {
                     self.fail(&problem);
+                    shared.lock().problem = Some(problem.to_string());
                     // At the end each line has its one try.
                     if shared.lock().is_closing {
                         let mut queue = shared.lock();

@@ -243,6 +243,9 @@ pub(super) fn status(s: &Status) -> String {
             format!("{} changes for the back end", s.enforce_aside),
         );
     }
+    if let Some(error) = &s.history_error {
+        line("ERROR", format!("nothing is put on record now: {error}"));
+    }
     if s.enforce_overtaken > 0 || s.history_lost > 0 {
         line(
             "LOST",
