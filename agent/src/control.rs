@@ -275,7 +275,12 @@ async fn converse(
         if read == 0 {
             return Ok(());
         }
-        let reply = if may {
+        let is_cut = line.len() as u64 >= MAX_REQUEST && !line.ends_with('\n');
+        let reply = if is_cut {
+            Reply::refused(format!(
+                "a request of more than {MAX_REQUEST} bytes: shorten what was typed"
+            ))
+        } else if may {
             match serde_json::from_str::<Request>(&line) {
                 Ok(request) => ask_agent(request, by.clone(), &to).await,
                 Err(error) => Reply::refused(format!("not a request: {error}")),

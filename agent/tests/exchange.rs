@@ -168,3 +168,18 @@ fn ten_thousands_of_addresses_take_seconds() {
         20_000
     );
 }
+
+#[test]
+fn a_reason_that_is_too_long_is_said_to_be_and_one_that_is_long_is_cut() {
+    let place = started();
+    let ban = |length: usize| {
+        let reason = "x".repeat(length);
+        place.ask(&["ban", "203.0.113.7", "--reason", &reason])
+    };
+    let refused = ban(70_000);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("shorten what was typed"));
+    assert!(ban(10_000).status.success());
+    assert!(export(&place, &[]).contains(&"x".repeat(200)));
+    assert!(!export(&place, &[]).contains(&"x".repeat(201)));
+}

@@ -112,11 +112,6 @@ impl Clients {
         self.table.get(&subject)
     }
 
-    /// The client's entry, if it has one.
-    pub fn get_mut(&mut self, subject: Subject) -> Option<&mut Client> {
-        self.table.get_mut(&subject)
-    }
-
     /// Gives a client habits, and returns its entry, if it has one. Where as many as may have them do, those of the client with
     /// the fewest requests among a few are dropped; if none of these has fewer, the client has to wait for its next request.
     pub fn give_habits(

@@ -298,12 +298,6 @@ impl Series {
     pub fn has_failed_at(&self, path: u32) -> bool {
         self.paths.contains(&path)
     }
-
-    /// Has the client failed at all since the score last stood at nothing?
-    #[must_use]
-    pub const fn has_failed(&self) -> bool {
-        self.failures > 0
-    }
 }
 
 #[cfg(test)]
