@@ -30,7 +30,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::{
     audit::{self, chain::Hash},
-    config::{self, Adjusted, Config, Setting},
+    config::{self, Adjusted, Config, Input, Setting},
     control::{self, AskError, Request},
     doctor,
     enforce::{
@@ -92,6 +92,11 @@ enum Verb {
     /// What is changed here is kept across restarts, beside what is configured (`bans.allow`) and what this host itself needs.
     #[command(subcommand)]
     Allow(Allow),
+    /// Read the configuration anew, as SIGHUP does
+    ///
+    /// All of it is checked first; if anything is wrong, the one before goes on to hold. What holds from now on is printed, and what
+    /// is only heeded after a restart: the source, the window, table sizes, the back end, the mode, the state.
+    Reload(Ask),
     /// Ban everybody on a list: your own export, plain lists, CSV, JSON, what fail2ban and CrowdSec print
     ///
     /// One address, prefix or range a line, `#` begins a comment; CSV with a header that names its columns (subject, ip, address or
@@ -523,6 +528,9 @@ pub fn main() -> ExitCode {
                 },
             )
         }
+        Verb::Reload(Ask { json, reach }) => {
+            ask(&reach.socket, &Request::Reload, json, show::reloaded)
+        }
         Verb::Load(load) => load_alone(&load),
         Verb::Detach(configured) => detach(&configured),
         Verb::Lines(lines) => read_lines(&lines),
@@ -621,7 +629,11 @@ fn allowed(allow: Allow) -> Result<bool, Failure> {
             let mut is_allowed = false;
             let request = Request::Explain { subject };
             ask(&reach.socket, &request, false, |explained: &Explained| {
-                is_allowed = explained.known.spared.is_some_and(|spared| spared.is_whole);
+                is_allowed = explained
+                    .known
+                    .spared
+                    .as_ref()
+                    .is_some_and(|spared| spared.is_whole);
                 show::spared(subject, explained)
             })?;
             return Ok(is_allowed);
@@ -662,9 +674,15 @@ fn configuration(configured: &Configured) -> Result<Config, Failure> {
 
 /// The configuration, with single settings in place of what it says.
 fn adjusted(configured: &Configured, settings: &[Setting]) -> Result<Adjusted, Failure> {
-    let default = Some(Path::new(config::DEFAULT_PATH)).filter(|path| path.exists());
-    let path = configured.config.as_deref().or(default);
-    Config::load_with(path, settings).map_err(|problems| {
+    let input = Input {
+        path: configured.config.clone(),
+        settings: settings.to_vec(),
+    };
+    loaded(&input)
+}
+
+fn loaded(input: &Input) -> Result<Adjusted, Failure> {
+    input.load().map_err(|problems| {
         Failure(
             USAGE,
             anyhow::anyhow!("the configuration is refused:\n{problems}"),
@@ -673,27 +691,45 @@ fn adjusted(configured: &Configured, settings: &[Setting]) -> Result<Adjusted, F
 }
 
 fn agent(run: Run) -> Result<(), Failure> {
-    let mut config = configuration(&run.configured)?;
+    let mut settings = Vec::new();
     if !run.logs.is_empty() {
         let absolute = run.logs.into_iter().map(std::path::absolute);
-        config.source.logs = absolute.collect::<Result<_, _>>().context("--log")?;
+        let absolute: Vec<PathBuf> = absolute.collect::<Result<_, _>>().context("--log")?;
+        let logs = absolute.iter().map(|path| path.display().to_string());
+        settings.push(Setting::list("--log", "source.log", logs.collect()));
     }
     if !run.interfaces.is_empty() {
-        config.enforce.interfaces = run.interfaces;
+        settings.push(Setting::list(
+            "--interface",
+            "enforce.interfaces",
+            run.interfaces,
+        ));
     }
     if let Some(mode) = run.mode {
-        config.mode = match mode {
-            ModeArg::Observe => Mode::Observe,
-            ModeArg::Enforce => Mode::Enforce,
+        let mode = match mode {
+            ModeArg::Observe => "observe",
+            ModeArg::Enforce => "enforce",
         };
+        settings.push(Setting::text("--mode", "mode", mode));
     }
+    let input = Input {
+        // Wherever the agent is by then, it is to be found again.
+        path: run
+            .configured
+            .config
+            .map(std::path::absolute)
+            .transpose()
+            .context("--config")?,
+        settings,
+    };
+    let adjusted = loaded(&input)?;
     let _log = log();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(runtime::run(config));
+    let result = runtime.block_on(runtime::run(adjusted, input));
     // The thread that reads the log may be in the middle of a read of a hung file system.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result.map_err(|error| {
@@ -762,10 +798,9 @@ fn learnt(wanted: Learn) -> Result<(), Failure> {
     settings.extend(format.map(|text| Setting::text("--format", "source.format", text)));
     let Adjusted { config, .. } = adjusted(&wanted.configured, &settings)?;
     let mut engine = config.engine;
-    if config.allow_host {
-        engine
-            .allow
-            .extend(host::protected().into_iter().map(|(net, _)| net));
+    if config.surroundings.host {
+        let host = host::protected().into_iter();
+        engine.allow.extend(host.map(|(net, _)| net));
     }
     let plan = Plan {
         files: wanted.files,

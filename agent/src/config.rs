@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::IpNet;
 use portcullis_engine::{
-    Proxied, Release, Settings as Engine, Subject, baseline, caps, cusum, detect, failures,
+    Proxied, Release, Settings as Engine, Subject, baseline, blast, caps, cusum, detect, failures,
     ledger::Length,
     parse::{Fields, Format},
     time::parse_duration,
@@ -26,6 +26,7 @@ use crate::{
     audit,
     enforce::{Backend, Mode, nginx},
     source::{self, Limits, Start, syslog},
+    surroundings,
 };
 
 /// Everything that can be configured.
@@ -37,8 +38,10 @@ pub struct Config {
     pub source: source::Settings,
     /// What the engine goes by. Its allowlist holds only what is written in the file.
     pub engine: Engine,
-    /// Are the host's own addresses, gateways, resolvers and SSH peers on the allowlist?
-    pub allow_host: bool,
+    /// Who is on the allowlist by what is around this host.
+    pub surroundings: surroundings::Settings,
+    /// Domains whose crawlers are not banned, once they have proved to be theirs.
+    pub crawlers: Vec<String>,
     /// How bans are put in force.
     pub enforce: Enforce,
     /// How those of clients behind a proxy are.
@@ -202,6 +205,26 @@ pub struct Adjusted {
     pub config: Config,
     /// Keys that are not what they are by default, by their dotted names, with their values as TOML.
     pub differing: Vec<(String, String)>,
+}
+
+/// Where a configuration comes from, so that it can be read again.
+#[derive(Clone, Debug, Default)]
+pub struct Input {
+    /// The file; none: the usual one, if there is one.
+    pub path: Option<PathBuf>,
+    /// What was given in place of what it says.
+    pub settings: Vec<Setting>,
+}
+
+impl Input {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// All [`Problems`] at once.
+    pub fn load(&self) -> Result<Adjusted, Problems> {
+        let usual = Some(Path::new(DEFAULT_PATH)).filter(|path| path.exists());
+        Config::load_with(self.path.as_deref().or(usual), &self.settings)
+    }
 }
 
 impl Default for Config {
@@ -610,16 +633,48 @@ fn declare(r: &mut Reader) -> Config {
         16..=100_000_000,
         "Offenders that are remembered; the stillest is forgotten.",
     );
-    let allow = r.list(
+    let blast = blast::Settings {
+        per_minute: r.whole(
+            "max_per_minute",
+            10_000,
+            0..=10_000_000,
+            "The detector makes so many bans a minute at most. Past that people are told, and the worst are banned first; 0: any number.",
+        ),
+        regulars: r.number(
+            "max_regulars",
+            0.2,
+            0.0..=1.0,
+            "Of the visitors who had been here before it bans at most this share within ten minutes (and at least twenty), the worst \
+             first; 1: all of them.",
+        ),
+    };
+    let allowed = r.list(
         "allow",
         &[],
-        "Addresses and prefixes that are never banned.",
-        parse_net,
+        "Addresses, prefixes and names of hosts that are never banned. Names are looked up every half minute.",
+        parse_allowed,
     );
+    let (mut allow, mut names) = (Vec::new(), Vec::new());
+    for entry in allowed {
+        match entry {
+            AllowEntry::Net(net) => allow.push(net),
+            AllowEntry::Name(name) => names.push(name),
+        }
+    }
     let allow_host = r.switch(
         "allow_host",
         true,
-        "Never ban this host's own addresses, its gateways and name servers, and who is logged in over SSH at the start.",
+        "Never ban this host's own addresses, its gateways and name servers, and who is logged in over SSH, as they are at the time.",
+    );
+    let crawlers = r.list(
+        "crawlers",
+        &CRAWLERS,
+        "When a client is banned whose address leads to a name in one of these domains, and that name to its address, it is a crawler \
+         of that search engine: the ban is lifted, and it is not banned for a day. None: [], nobody's name is looked up.",
+        |text| match parse_allowed(text) {
+            Ok(AllowEntry::Name(name)) => Ok(name),
+            _ => Err("is no domain such as googlebot.com".to_owned()),
+        },
     );
 
     r.section("enforce", "How bans are put in force.");
@@ -831,6 +886,7 @@ fn declare(r: &mut Reader) -> Config {
             forgive: Duration::from_secs(forgive_secs.into()),
             jitter,
             release,
+            blast,
             allow,
             proxies,
             proxied: if nginx.is_some() {
@@ -842,13 +898,61 @@ fn declare(r: &mut Reader) -> Config {
             max_bans: max_bans as usize,
             max_offenders: max_offenders as usize,
         },
-        allow_host,
+        surroundings: surroundings::Settings {
+            host: allow_host,
+            names,
+        },
+        crawlers,
         enforce,
         nginx,
         slack,
         state_dir,
         history,
         control,
+    }
+}
+
+/// Domains of the search engines that say how their crawlers can be told: developers.google.com/search (verifying Google's
+/// crawlers; not googleusercontent.com, which is anybody's machine), Bing's webmaster help, Apple's and Yandex's support pages.
+const CRAWLERS: [&str; 7] = [
+    "googlebot.com",
+    "google.com",
+    "search.msn.com",
+    "applebot.apple.com",
+    "yandex.com",
+    "yandex.net",
+    "yandex.ru",
+];
+
+/// An entry of the allowlist.
+enum AllowEntry {
+    Net(IpNet),
+    Name(String),
+}
+
+fn parse_allowed(text: &str) -> Result<AllowEntry, String> {
+    let error = match parse_net(text) {
+        Ok(net) => return Ok(AllowEntry::Net(net)),
+        Err(error) => error,
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    // A number at the end would be an address that was mistyped.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_name = name.len() <= 253
+        && name.split('.').all(is_label)
+        && last.chars().any(|c| c.is_ascii_alphabetic());
+    if is_name {
+        Ok(AllowEntry::Name(name.to_ascii_lowercase()))
+    } else {
+        Err(format!("{error}, nor a name of a host"))
     }
 }
 

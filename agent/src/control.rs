@@ -86,6 +86,8 @@ pub enum Request {
     },
     /// Lift every ban.
     UnbanAll,
+    /// Read the configuration anew.
+    Reload,
 }
 
 /// A request, by whom, and where its reply goes.

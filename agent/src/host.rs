@@ -1,6 +1,7 @@
 //! What this host is like: the interface to guard, and who must never be banned.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv6Addr},
 };
@@ -8,11 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
-use procfs::net::{TcpNetEntry, TcpState};
+use procfs::{
+    net::{TcpNetEntry, TcpState},
+    process::{FDTarget, Process},
+};
 use tracing::warn;
-
-/// The port whose peers are taken for whoever manages the host.
-const SSH: u16 = 22;
 
 /// The interface of the default route, IPv4's first.
 ///
@@ -36,7 +37,7 @@ pub fn default_interface() -> Result<String> {
 }
 
 /// Addresses that must never be banned, each with the reason: this host's own, its gateways and name servers, and the
-/// peers of SSH sessions.
+/// peers of SSH sessions. As of now.
 #[must_use]
 pub fn protected() -> Vec<(IpNet, &'static str)> {
     let mut all = Vec::new();
@@ -138,17 +139,17 @@ fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     resolv_conf.lines().filter_map(server).collect()
 }
 
-/// Peers of established connections to the SSH port, and of the session that this process itself was started from.
+/// Peers of SSH sessions whose user has proved who they are, and of the session that this process itself was started from.
+/// Whoever has only connected is nobody yet: guessing passwords must not lead onto the allowlist.
 fn ssh_peers() -> Vec<IpAddr> {
-    let tables = [procfs::net::tcp(), procfs::net::tcp6()];
-    let entries = tables.into_iter().flatten().flatten();
-    let is_session = |entry: &TcpNetEntry| {
-        entry.state == TcpState::Established && entry.local_address.port() == SSH
-    };
-    let mut peers: Vec<IpAddr> = entries
-        .filter(is_session)
-        .map(|entry| entry.remote_address.ip())
-        .collect();
+    let held = session_sockets();
+    let mut peers = Vec::new();
+    if !held.is_empty() {
+        let tables = [procfs::net::tcp(), procfs::net::tcp6()];
+        let entries = tables.into_iter().flatten().flatten();
+        let sockets: Vec<Socket> = entries.map(Socket::from).collect();
+        peers = session_peers(&sockets, &held);
+    }
     let own = std::env::var("SSH_CONNECTION").unwrap_or_default();
     peers.extend(
         own.split(' ')
@@ -156,6 +157,72 @@ fn ssh_peers() -> Vec<IpAddr> {
             .and_then(|address| address.parse::<IpAddr>().ok()),
     );
     peers
+}
+
+/// Inodes of the sockets of sshd's processes behind whose doors somebody is logged in.
+fn session_sockets() -> BTreeSet<u64> {
+    let processes = procfs::process::all_processes().into_iter().flatten();
+    let is_session = |process: &Process| {
+        let is_sshd = process
+            .stat()
+            .is_ok_and(|stat| stat.comm.starts_with("sshd"));
+        let title = || Some(process.cmdline().ok()?.join(" "));
+        is_sshd && title().is_some_and(|title| is_logged_in(&title))
+    };
+    let sessions = processes.flatten().filter(is_session);
+    let files = sessions.filter_map(|process| process.fd().ok()).flatten();
+    files
+        .flatten()
+        .filter_map(|file| match file.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect()
+}
+
+/// OpenSSH names its processes: `sshd: alice [priv]` and `[net]` before somebody is logged in, `sshd: alice@pts/0` for who is.
+fn is_logged_in(title: &str) -> bool {
+    let title = title.trim();
+    let session = title
+        .strip_prefix("sshd: ")
+        .or_else(|| title.strip_prefix("sshd-session: "));
+    session.is_some_and(|session| session.contains('@') && !session.ends_with(']'))
+}
+
+/// A TCP socket of this host, as far as it matters here.
+struct Socket {
+    is_listening: bool,
+    is_connected: bool,
+    port: u16,
+    peer: IpAddr,
+    inode: u64,
+}
+
+impl From<TcpNetEntry> for Socket {
+    fn from(entry: TcpNetEntry) -> Self {
+        Self {
+            is_listening: entry.state == TcpState::Listen,
+            is_connected: entry.state == TcpState::Established,
+            port: entry.local_address.port(),
+            peer: entry.remote_address.ip(),
+            inode: entry.inode,
+        }
+    }
+}
+
+/// Who is at the other end of the sessions' connections. A session may hold others: of ports that it forwards, to which it
+/// connects itself or on which it listens.
+fn session_peers(sockets: &[Socket], held: &BTreeSet<u64>) -> Vec<IpAddr> {
+    let is_door = |port: u16| {
+        sockets
+            .iter()
+            .any(|door| door.is_listening && door.port == port && !held.contains(&door.inode))
+    };
+    let is_session = |socket: &&Socket| {
+        socket.is_connected && held.contains(&socket.inode) && is_door(socket.port)
+    };
+    let sessions = sockets.iter().filter(is_session);
+    sessions.map(|socket| socket.peer).collect()
 }
 
 /// What this host is called, for messages.
@@ -205,6 +272,50 @@ mod tests {
         );
         assert!(!route_v6(&line("00200200", "lo")).unwrap().is_default);
         assert!(route_v6("garbage").is_none());
+    }
+
+    #[test]
+    fn only_who_is_logged_in_has_a_session() {
+        for (title, expected) in [
+            ("sshd: alice@pts/0", true),
+            ("sshd-session: root@notty", true),
+            ("sshd: alice@pts/0,pts/1 ", true),
+            ("sshd: alice [priv]", false),
+            ("sshd: bob@example.org [net]", false),
+            ("sshd: [accepted]", false),
+            ("sshd: unknown [net]", false),
+            (
+                "sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups",
+                false,
+            ),
+            ("/usr/sbin/sshd -D -o x@y", false),
+            ("", false),
+        ] {
+            assert_eq!(is_logged_in(title), expected, "{title}");
+        }
+    }
+
+    #[test]
+    fn a_session_s_peer_is_at_its_door_and_not_at_a_port_that_it_forwards() {
+        let socket = |is_listening: bool, port, peer: &str, inode| Socket {
+            is_listening,
+            is_connected: !is_listening,
+            port,
+            peer: peer.parse().unwrap(),
+            inode,
+        };
+        let sockets = [
+            socket(true, 2222, "0.0.0.0", 1),
+            socket(false, 2222, "198.51.100.7", 2),
+            // Somebody who has not logged in; whom the session connects to, and who comes to a port that it forwards.
+            socket(false, 2222, "198.51.100.8", 3),
+            socket(false, 50_000, "198.51.100.9", 4),
+            socket(true, 8080, "0.0.0.0", 5),
+            socket(false, 8080, "198.51.100.10", 6),
+        ];
+        let held = BTreeSet::from([2, 4, 5, 6]);
+        let peer: IpAddr = "198.51.100.7".parse().unwrap();
+        assert_eq!(session_peers(&sockets, &held), [peer]);
     }
 
     #[test]

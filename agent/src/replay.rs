@@ -183,11 +183,16 @@ impl Replay {
                 Some(Event::of_ban(at, Action::Unban, &ban, cause))
             }
             Command::Record(event) => match event.action {
-                Action::Alarm | Action::AllClear | Action::Refuse | Action::Notice => Some(event),
+                Action::Alarm
+                | Action::AllClear
+                | Action::Hold
+                | Action::Resume
+                | Action::Refuse
+                | Action::Notice => Some(event),
                 _ => None,
             },
-            // Nobody is kept out, so nobody can be seen to stop.
-            Command::Look(_) | Command::Save(_) => None,
+            // Nobody is kept out, so nobody can be seen to stop; and nobody's name can be asked for as it was then.
+            Command::Look(_) | Command::Verify(..) | Command::Allowlist | Command::Save(_) => None,
         }
     }
 }

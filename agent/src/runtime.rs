@@ -4,6 +4,8 @@ pub mod clock;
 mod explained;
 mod many;
 mod reading;
+mod reload;
+mod requests;
 pub mod shutdown;
 
 use std::{
@@ -15,29 +17,33 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use portcullis_engine::{
-    Ban, Command, Engine, Event, Feed, Origin, Outcome, Refusal, Saved, Snapshot, Subject, Term,
-    Timestamp, Wish,
-    command::{Action, Allowed, Change},
-    ledger::{Length, Offences},
+    Ban, Command, Engine, Event, Feed, Origin, Outcome, Saved, Snapshot, Subject, Timestamp,
+    allowlist::Why,
+    command::{Action, Change},
+    ledger::Offences,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
+    signal::unix::Signal,
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tracing::{debug, error, info, warn};
 
-use self::reading::Reading;
+use self::{clock::Steps, reading::Reading, reload::Running, requests::Awaited};
 pub use self::{
     explained::{Explained, Held},
     many::BannedMany,
     reading::Unreadable,
+    reload::{Reloaded, SettingChange},
+    requests::{AllowRow, BanRow, Banned},
 };
 use crate::{
     audit::History,
-    config::{self, Config},
-    control::{self, Asked, Reply, Request},
+    config::{self, Adjusted, Config, Input},
+    control::{self, Asked, Reply},
+    crawlers::{Crawler, Crawlers},
     enforce::{
         self, Backend, Drift, Lifetime, Mode,
         nginx::{self, Nginx},
@@ -47,6 +53,7 @@ use crate::{
     notify::{self, Notifier, slack},
     source::{self, Batch, follow},
     store::{self, Store},
+    surroundings::{self, Surroundings},
 };
 
 /// Outcomes and requests that may wait; whoever sends more waits.
@@ -110,6 +117,8 @@ pub struct Status {
     pub history_lost: u64,
     /// Why nothing can be put into the history now.
     pub history_error: Option<String>,
+    /// What the configuration file says otherwise than the agent does, until it is started anew.
+    pub needs_restart: Vec<String>,
 }
 
 #[cfg(test)]
@@ -144,63 +153,32 @@ impl Status {
             store_pending: 0,
             history_lost: 0,
             history_error: None,
+            needs_restart: Vec::new(),
         }
     }
 }
 
-/// What `portcullis ban` answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Banned {
-    /// When the ban ends.
-    pub term: Term,
-    /// Are its packets only counted?
-    pub observed: bool,
-    /// Parts of the subject that the allowlist keeps out of it.
-    pub spared: Vec<IpNet>,
-}
-
-/// One entry of the allowlist, as `portcullis allow list` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AllowRow {
-    /// Which network.
-    pub net: IpNet,
-    /// Why it is on it.
-    pub why: String,
-    /// When an operator has put it there.
-    pub since: Option<Timestamp>,
-    /// Which.
-    pub by: Option<String>,
-}
-
-/// One ban, as `portcullis bans` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BanRow {
-    /// The ban.
-    #[serde(flatten)]
-    pub ban: Ban,
-    /// Packets that it has matched; none when the kernel has no entry for it.
-    pub hits: Option<u64>,
-    /// How long ago the newest of them was.
-    pub last_seen_secs: Option<u64>,
-    /// What is left of it; none when it is permanent.
-    pub remaining_secs: Option<u64>,
-}
-
-/// Runs the agent until it is told to stop.
+/// Runs the agent until it is told to stop. What it comes from is read anew when somebody wishes that.
 ///
 /// # Errors
 /// What kept it from starting, one sentence with the remedy; or what broke it.
-pub async fn run(config: Config) -> Result<()> {
-    let stop = shutdown::signal()?;
+pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
+    let (stop, hang_up) = (shutdown::signal()?, reload::hang_up()?);
+    let running = Running::new(input, &adjusted);
+    let config = adjusted.config;
     let (store, mut contents) = Store::open(&config.state_dir)?;
     let now = clock::wall();
     let forgotten = forget_observed(&mut contents, config.mode, now);
     let history = History::open(&config.state_dir, config.history)?;
     let (notifier, slack) = start_slack(&config.slack);
 
-    let protected = config.allow_host.then(host::protected).unwrap_or_default();
-    let engine = start_engine(&config, &protected, contents.saved, now);
-    let allow = engine.allowlist();
+    // Names may take seconds; meanwhile nobody else need wait.
+    let settings = config.surroundings.clone();
+    let (surroundings, around, surrounded) =
+        tokio::task::spawn_blocking(|| Surroundings::start(settings)).await??;
+    let (crawlers, verified) = Crawlers::start(config.crawlers.clone())?;
+    let engine = start_engine(&config, around, contents.saved, now);
+    let allow = allowed(&engine);
     let max_bans = u32::try_from(config.engine.max_bans).unwrap_or(u32::MAX);
 
     // Everything that says that another agent is here, before the kernel is touched: it would lose its bans to us.
@@ -240,8 +218,11 @@ pub async fn run(config: Config) -> Result<()> {
     let mut agent = Agent {
         mode: config.mode,
         started: clock::boot(),
+        steps: Steps::default(),
         engine,
-        protected,
+        surroundings,
+        crawlers,
+        running,
         worker,
         store,
         history,
@@ -289,7 +270,14 @@ pub async fn run(config: Config) -> Result<()> {
         );
     }
     let result = agent
-        .work(stop, batches, &mut outcomes, requests, &config.enforce)
+        .work(
+            (stop, hang_up),
+            batches,
+            &mut outcomes,
+            requests,
+            (surrounded, verified),
+            &config.enforce,
+        )
         .await;
 
     drop(socket);
@@ -377,7 +365,7 @@ fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
 /// An engine that protects this host, too.
 fn start_engine(
     config: &Config,
-    protected: &[(IpNet, &'static str)],
+    around: surroundings::Entries,
     saved: Saved,
     now: Timestamp,
 ) -> Engine {
@@ -385,11 +373,11 @@ fn start_engine(
     // Standard hashers are keyed at random.
     let key = RandomState::new().hash_one(now.millis());
     settings.format = settings.format.keyed(key);
-    for (net, why) in protected {
+    for (net, why) in &around {
         debug!("{net} is never banned: {why}");
-        settings.allow.push(*net);
     }
     let mut engine = Engine::new(settings, saved, now);
+    engine.surround(around, now);
     // Until the source says that the end of the logs is reached.
     engine.feed(Feed {
         behind: true,
@@ -413,9 +401,11 @@ fn start_nginx(
 struct Agent {
     mode: Mode,
     started: Duration,
+    steps: Steps,
     engine: Engine,
-    /// Of the allowlist, what is so by this host, and why.
-    protected: Vec<(IpNet, &'static str)>,
+    surroundings: Surroundings,
+    crawlers: Crawlers,
+    running: Running,
     worker: Worker,
     store: Store,
     history: History,
@@ -438,20 +428,17 @@ struct Agent {
     lifted: Vec<(usize, oneshot::Sender<Reply>)>,
 }
 
-/// What an operator waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Awaited {
-    Ban,
-    Unban,
-}
-
 impl Agent {
     async fn work(
         &mut self,
-        stop: impl Future<Output = &'static str>,
+        (stop, mut hang_up): (impl Future<Output = &'static str>, Signal),
         mut batches: mpsc::Receiver<Batch>,
         outcomes: &mut mpsc::Receiver<Outcome>,
         mut requests: mpsc::Receiver<Asked>,
+        (mut surrounded, mut verified): (
+            mpsc::Receiver<surroundings::Entries>,
+            mpsc::Receiver<Crawler>,
+        ),
         config: &config::Enforce,
     ) -> Result<&'static str> {
         tokio::pin!(stop);
@@ -471,13 +458,24 @@ impl Agent {
                 Some(outcome) = outcomes.recv() => self.outcome(outcome),
                 Some(outcome) = self.nginx_outcomes.recv() => self.outcome_of_nginx(outcome),
                 Some(entries) = self.looked.1.recv() => {
+                    let now = self.now();
                     for entry in entries {
-                        self.engine.looked(entry.subject, entry.last_seen, clock::wall());
+                        self.engine.looked(entry.subject, entry.last_seen, now);
                     }
                 }
                 Some(asked) = requests.recv() => self.request(asked),
+                Some(()) = hang_up.recv() => drop(self.reload("a hang-up signal")),
+                Some(entries) = surrounded.recv() => {
+                    let now = self.now();
+                    self.engine.surround(entries, now);
+                }
+                Some((client, name)) = verified.recv() => {
+                    let now = self.now();
+                    self.engine.verified(client, &name, now);
+                }
                 _ = tick.tick() => {
-                    self.engine.tick(clock::wall());
+                    let now = self.now();
+                    self.engine.tick(now);
                     self.save_checkpoint();
                     let pace = self.reading.news(&self.counters, clock::boot());
                     let complaint = self.reading.complaint(clock::boot());
@@ -518,8 +516,9 @@ impl Agent {
             if group.is_empty() {
                 break;
             }
-            let (reading, mut malformed) = (&mut self.reading, 0);
-            self.engine.lines(&group, clock::wall(), |line, problem| {
+            let (now, reading, mut malformed) =
+                (now(&mut self.steps, &mut self.engine), &mut self.reading, 0);
+            self.engine.lines(&group, now, |line, problem| {
                 malformed += 1;
                 reading.malformed(&batch, line, &problem.to_string(), clock::boot());
             });
@@ -533,7 +532,8 @@ impl Agent {
         if batch.caught_up {
             self.engine.feed(Feed::default());
             // From here on it is now.
-            self.engine.tick(clock::wall());
+            let now = self.now();
+            self.engine.tick(now);
         }
         self.reading.done(batch, &self.counters);
     }
@@ -547,6 +547,7 @@ impl Agent {
     /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.
     fn dispatch(&mut self, read: Option<Duration>) {
         let mut looked_at = Vec::new();
+        let mut is_allowlist_new = false;
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Ban(ban) => {
@@ -571,6 +572,8 @@ impl Agent {
                     }
                 }
                 Command::Look(subject) => looked_at.push(subject),
+                Command::Allowlist => is_allowlist_new = true,
+                Command::Verify(client, address) => self.crawlers.look_into(client, address),
                 Command::Save(change) => self.store.save(&change),
                 Command::Record(event) => self.record(&event),
             }
@@ -578,6 +581,16 @@ impl Agent {
         if !looked_at.is_empty() {
             self.look(&looked_at);
         }
+        if is_allowlist_new {
+            // Should that fail, the next comparison finds it.
+            let (sender, _) = oneshot::channel();
+            self.worker.allow(allowed(&self.engine), sender);
+        }
+    }
+
+    /// The time of day, after the engine has been told if somebody has set the clock.
+    fn now(&mut self) -> Timestamp {
+        now(&mut self.steps, &mut self.engine)
     }
 
     /// Asks the back end how long ago these have sent anything. Without an answer they are released.
@@ -674,187 +687,8 @@ impl Agent {
             };
             drop(reply.send(answer));
         }
-        self.engine.outcome(outcome, clock::wall());
-    }
-
-    fn request(&mut self, asked: Asked) {
-        let Asked { request, by, reply } = asked;
-        match request {
-            Request::Status => {
-                let status = self.status();
-                let (sender, counters) = oneshot::channel();
-                self.worker.ask(Job::Counters(sender));
-                answer(counters, reply, move |counters| {
-                    with_counters(status, counters)
-                });
-            }
-            Request::Bans => {
-                let (bans, now) = (self.engine.bans().cloned().collect(), clock::wall());
-                let (sender, entries) = oneshot::channel();
-                self.worker.ask(Job::Entries(sender));
-                answer(entries, reply, move |entries| rows(bans, &entries, now));
-            }
-            Request::Explain { subject } => {
-                let explained = self.explained(subject);
-                if explained.known.bans.is_empty() {
-                    drop(reply.send(Reply::done(&explained)));
-                    return;
-                }
-                let (sender, entries) = oneshot::channel();
-                let bans = explained.known.bans.iter();
-                let bans = bans.map(|ban| ban.subject).collect();
-                self.worker.ask(Job::Look(bans, sender));
-                answer(entries, reply, move |entries| explained.with(&entries));
-            }
-            Request::Ban {
-                subject,
-                secs,
-                reason,
-                observe,
-                confirm_secs,
-            } => {
-                let wish = Wish {
-                    reason: fit(&reason),
-                    by,
-                    observe,
-                    confirm: confirm_secs.map(Duration::from_secs),
-                };
-                let length = secs.map_or(Length::Permanent, |secs| {
-                    Length::For(Duration::from_secs(secs))
-                });
-                match self.engine.ban(subject, length, wish, clock::wall()) {
-                    Ok(()) => self.waiting.push((subject, Awaited::Ban, reply)),
-                    Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
-                }
-            }
-            Request::BanMany { bans } => self.ban_many(bans, &by, reply),
-            Request::Unban { subject } => {
-                match self
-                    .engine
-                    .unban(subject, "lifted by an operator".to_owned(), clock::wall())
-                {
-                    Ok(()) => self.waiting.push((subject, Awaited::Unban, reply)),
-                    Err(refusal) => {
-                        let why = self.explain_refusal(subject, &refusal);
-                        drop(reply.send(Reply::refused(why)));
-                    }
-                }
-            }
-            Request::Confirm { subject } => match self.engine.confirm(subject, clock::wall()) {
-                Ok(()) => self.waiting.push((subject, Awaited::Ban, reply)),
-                Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
-            },
-            Request::Allow { net, reason } => {
-                let now = clock::wall();
-                let allowed = Allowed {
-                    since: now,
-                    by,
-                    reason: fit(&reason),
-                };
-                match self.engine.allow(net, allowed, now) {
-                    Ok(lifted) => self.enforce_allowlist(reply, lifted),
-                    Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
-                }
-            }
-            Request::Disallow { net } => match self.engine.disallow(net, &by, clock::wall()) {
-                Ok(()) => {
-                    let still = self.engine.is_allowed(Subject::of_net(net));
-                    self.enforce_allowlist(reply, still);
-                }
-                Err(refusal) => drop(reply.send(Reply::refused(refusal.to_string()))),
-            },
-            Request::Allowlist => drop(reply.send(Reply::done(&self.allowlist()))),
-            Request::UnbanAll => self.unban_all(reply),
-        }
-    }
-
-    fn unban_all(&mut self, reply: oneshot::Sender<Reply>) {
-        let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
-        let lifted = subjects.into_iter().filter(|subject| {
-            self.engine
-                .unban(
-                    *subject,
-                    "lifted by an operator, with all others".to_owned(),
-                    clock::wall(),
-                )
-                .is_ok()
-        });
-        let lifted = lifted.count();
-        self.dispatch(None);
-        self.lifted.push((lifted, reply));
-        self.answer_lifted();
-    }
-
-    /// Has the back end spare who is allowed now, and answers then.
-    fn enforce_allowlist<A: Serialize + Send + 'static>(
-        &mut self,
-        reply: oneshot::Sender<Reply>,
-        said: A,
-    ) {
-        self.dispatch(None);
-        let (sender, done) = oneshot::channel();
-        self.worker.allow(self.engine.allowlist(), sender);
-        answer(done, reply, move |()| said);
-    }
-
-    /// Who is never banned, and why.
-    fn allowlist(&self) -> Vec<AllowRow> {
-        let of_operators: Vec<AllowRow> = self
-            .engine
-            .allowed_by_operators()
-            .map(|(net, allowed)| AllowRow {
-                net: *net,
-                why: allowed.reason.clone(),
-                since: Some(allowed.since),
-                by: Some(allowed.by.clone()),
-            })
-            .collect();
-        let others = self.engine.allowlist().into_iter().filter(|net| {
-            let is_operators = |row: &AllowRow| row.net == *net;
-            !of_operators.iter().any(is_operators)
-        });
-        let others = others.map(|net| {
-            let of_host = self.protected.iter().find(|(host, _)| *host == net);
-            AllowRow {
-                net,
-                why: of_host.map_or("configured", |(_, why)| why).to_owned(),
-                since: None,
-                by: None,
-            }
-        });
-        let mut rows: Vec<AllowRow> = others.collect();
-        rows.extend(of_operators);
-        rows
-    }
-
-    /// Whoever has lifted all bans is answered when the back end has them all: behind them in its queue.
-    fn answer_lifted(&mut self) {
-        if self.worker.aside() > 0 {
-            return;
-        }
-        for (lifted, reply) in std::mem::take(&mut self.lifted) {
-            let (sender, done) = oneshot::channel();
-            self.worker.ask(Job::Counters(sender));
-            answer(done, reply, move |_| lifted);
-        }
-    }
-
-    /// Whom the allowlist keeps out of a ban.
-    fn spared(&self, subject: Subject) -> Vec<IpNet> {
-        let inside = |net: &IpNet| subject.covers(Subject::of_net(*net));
-        self.engine.allowlist().into_iter().filter(inside).collect()
-    }
-
-    /// Whoever asks to lift the ban of an address usually means the one that keeps it out.
-    fn explain_refusal(&self, subject: Subject, refusal: &Refusal) -> String {
-        let around = self.engine.bans().find(|ban| ban.subject.covers(subject));
-        match around {
-            Some(ban) => format!(
-                "{subject} is banned as part of {}: lift that ban",
-                ban.subject
-            ),
-            None => refusal.to_string(),
-        }
+        let now = self.now();
+        self.engine.outcome(outcome, now);
     }
 
     fn explained(&self, subject: Subject) -> Explained {
@@ -896,6 +730,7 @@ impl Agent {
             store_pending: self.store.pending(),
             history_lost: self.history.lost(),
             history_error: self.history.problem(),
+            needs_restart: self.running.needs_restart(),
         }
     }
 
@@ -935,23 +770,21 @@ impl Agent {
     }
 }
 
-/// An operator's reason goes into logs, terminals and messages.
-fn fit(reason: &str) -> String {
-    let chars = reason.chars().filter(|c| !c.is_control());
-    chars.take(200).collect()
+fn now(steps: &mut Steps, engine: &mut Engine) -> Timestamp {
+    let (now, set_by) = steps.now();
+    if let Some(millis) = set_by {
+        engine.clock_set(millis, now);
+    }
+    now
 }
 
-/// Answers a request once the back end has; without the runtime's loop waiting for it.
-fn answer<T: Send + 'static, A: Serialize>(
-    from: oneshot::Receiver<Result<T>>,
-    reply: oneshot::Sender<Reply>,
-    make: impl FnOnce(T) -> A + Send + 'static,
-) {
-    tokio::spawn(async move {
-        let read = from.await.context("the back end is too busy to answer");
-        let read = read.and_then(|read| read).map(make);
-        drop(reply.send(Reply::of(read)));
-    });
+/// Whom the back end is to spare: those who bring others' addresses are only not banned by the detector.
+fn allowed(engine: &Engine) -> Vec<IpNet> {
+    let entries = engine.allowlist().iter();
+    entries
+        .filter(|(_, reasons)| reasons.iter().any(|why| *why != Why::SeenProxy))
+        .map(|(net, _)| net)
+        .collect()
 }
 
 /// What Nginx should refuse.
@@ -973,41 +806,4 @@ fn intent(engine: &Engine, now: Timestamp) -> enforce::Intent {
     };
     let bans = engine.bans().filter(|ban| ban.gate.has_wire());
     bans.map(change).collect()
-}
-
-fn with_counters(mut status: Status, counters: enforce::Counters) -> Status {
-    status.counters = counters
-        .into_iter()
-        .map(|(name, count)| (name.to_owned(), count))
-        .collect();
-    status
-}
-
-fn rows(bans: Vec<Ban>, entries: &[enforce::Entry], now: Timestamp) -> Vec<BanRow> {
-    let entries: std::collections::HashMap<Subject, &enforce::Entry> =
-        entries.iter().map(|entry| (entry.subject, entry)).collect();
-    let mut rows: Vec<BanRow> = bans
-        .into_iter()
-        .map(|ban| {
-            let entry = entries.get(&ban.subject);
-            BanRow {
-                hits: entry.map(|entry| entry.hits),
-                last_seen_secs: entry
-                    .and_then(|entry| entry.last_seen)
-                    .map(|ago| ago.as_secs()),
-                remaining_secs: match Lifetime::of(ban.term, now) {
-                    Lifetime::For(left) => Some(left.as_secs()),
-                    Lifetime::Permanent => None,
-                },
-                ban,
-            }
-        })
-        .collect();
-    rows.sort_unstable_by(|a, b| {
-        b.ban
-            .since
-            .cmp(&a.ban.since)
-            .then(a.ban.subject.cmp(&b.ban.subject))
-    });
-    rows
 }

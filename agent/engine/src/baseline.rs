@@ -260,6 +260,11 @@ impl Baseline {
         }
     }
 
+    /// Goes by other settings with the next computation.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// A baseline as it was saved, for a run that starts at `now`. The rolling part is dropped where it is older than
     /// its span; values that no run can have written are dropped too.
     #[must_use]

@@ -1,6 +1,6 @@
 //! What the engine asks of the world, and what the world answers.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,11 @@ pub enum Command {
     Unban(Ban, String, Timestamp),
     /// Look whether whom this bans is still sending; answered by [`crate::Engine::looked`], or not at all.
     Look(Subject),
+    /// Have the back end spare whom the allowlist names now ([`crate::Engine::allowlist`]).
+    Allowlist,
+    /// Find out whether a client that was just banned is a search engine's crawler, by the address that it came from; answered by
+    /// [`crate::Engine::verified`] if it is, or not at all.
+    Verify(Subject, IpAddr),
     /// Make the ledger on disk say this.
     Save(Change),
     /// Put it on record and tell people.
@@ -119,6 +124,10 @@ pub enum Action {
     Alarm,
     /// The site is back to normal.
     AllClear,
+    /// The detector would make more bans than it may before people have looked: some have to wait.
+    Hold,
+    /// None has to wait any more.
+    Resume,
     /// The baseline was computed anew.
     Baseline,
     /// The agent has started.
@@ -141,6 +150,8 @@ impl Action {
             Self::Fail => "FAIL",
             Self::Alarm => "ALARM",
             Self::AllClear => "ALL-CLEAR",
+            Self::Hold => "HOLD",
+            Self::Resume => "RESUME",
             Self::Baseline => "BASELINE",
             Self::Start => "START",
             Self::Stop => "STOP",

@@ -13,12 +13,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    allowlist::{Allowlist, Why},
     baseline::{self, Baseline, Normal, Second},
+    blast::{self, Blast, Suspect},
     clients::{Client, Clients},
     command::{Action, Allowed, Change, Command, Event, Outcome},
     cusum::Cusum,
     detect::{self, Finding, Sample, Test},
-    explain::{self, Explanation, Spared, SparedBy},
+    explain::{self, Explanation, Spared},
     habits::{Habits, Place},
     ledger::{Ban, Full, Gate, Ledger, Length, Offences, Origin, Term, Weight},
     parse::{Format, Malformed, Record},
@@ -46,6 +48,8 @@ pub struct Settings {
     pub jitter: f64,
     /// What is looked at before a ban ends.
     pub release: Release,
+    /// How many bans the detector may make, and of whom.
+    pub blast: blast::Settings,
     /// Never banned.
     pub allow: Vec<IpNet>,
     /// Proxies that Nginx takes clients' addresses from. Never banned.
@@ -222,6 +226,8 @@ pub struct Snapshot {
     pub score: f64,
     /// Since when the site's alarm stands.
     pub alarm_since: Option<Timestamp>,
+    /// Since when bans of the detector have to wait, for there were too many.
+    pub held_since: Option<Timestamp>,
     /// Clients whose windows are kept.
     pub clients: usize,
     /// Clients that had to give way in a full table.
@@ -271,10 +277,11 @@ pub struct Engine {
     feed: Feed,
     /// The second that the windows stand at; `None` before the first input.
     clock: Option<u64>,
-    /// What operators have put on the allowlist, besides what is configured.
-    allow: BTreeMap<IpNet, Allowed>,
+    allow: Allowlist,
+    /// Entries that operators have made there.
+    allowed_by_operators: usize,
     /// Peers that were seen to bring others' addresses.
-    proxies: BTreeSet<IpAddr>,
+    seen_proxies: usize,
     newest_proxy: Option<IpAddr>,
     /// People know that proxies are configured and the log has no peers.
     blind_told: bool,
@@ -302,6 +309,7 @@ pub struct Engine {
     extended: BTreeSet<Subject>,
     watch: Watch,
     prefixes: Prefixes,
+    blast: Blast,
     /// IPv6 networks that may be looked at in this second.
     looks: u32,
     /// Until when the refusal of a ban (the client is allowlisted, the table is full) need not be told again.
@@ -325,11 +333,15 @@ impl Engine {
     /// An engine that goes on where `saved` ended, at `now`. Bans that ran out meanwhile, and bans of what has come
     /// onto the allowlist, are lifted by its first commands.
     #[must_use]
-    pub fn new(mut settings: Settings, saved: Saved, now: Timestamp) -> Self {
-        settings
-            .allow
-            .extend(LOOPBACK.iter().filter_map(|net| net.parse::<IpNet>().ok()));
-        settings.allow.extend(&settings.proxies);
+    pub fn new(settings: Settings, saved: Saved, now: Timestamp) -> Self {
+        let mut allow = Allowlist::default();
+        for (net, why) in configured(&settings) {
+            allow.add(net, why);
+        }
+        let allowed_by_operators = saved.allow.len();
+        for (net, allowed) in saved.allow {
+            allow.add(net, Why::Operator(allowed));
+        }
         let baseline = match &saved.baseline {
             Some(saved) => Baseline::restore(settings.baseline.clone(), saved, now),
             None => Baseline::new(settings.baseline.clone()),
@@ -337,8 +349,9 @@ impl Engine {
         let mut engine = Self {
             feed: Feed::default(),
             clock: None,
-            allow: saved.allow.into_iter().collect(),
-            proxies: BTreeSet::new(),
+            allow,
+            allowed_by_operators,
+            seen_proxies: 0,
             newest_proxy: None,
             blind_told: false,
             catching_up: false,
@@ -370,6 +383,7 @@ impl Engine {
                     .map(|saved| (&saved.population, &saved.usual)),
             ),
             prefixes: Prefixes::default(),
+            blast: Blast::default(),
             looks: MAX_LOOKS,
             refused: BTreeMap::new(),
             cusum: Cusum::default(),
@@ -397,7 +411,13 @@ impl Engine {
             };
             (ban.origin == Origin::Detector, Reverse(end), ban.subject)
         });
-        for ban in bans {
+        for mut ban in bans {
+            // Made by a clock that was ahead: it has not begun, so all of it is still to come, and no more.
+            if ban.since > now {
+                let ahead = ban.since.since(now).as_millis();
+                ban = ban.shifted(i64::try_from(ahead).map_or(i64::MIN, |ahead| -ahead));
+                engine.command(Command::Save(Change::Ban(ban.clone())));
+            }
             let entry = engine.allowed(ban.subject);
             if let Some(entry) = entry {
                 engine.lift(ban, format!("now on the allowlist ({entry})"));
@@ -407,6 +427,37 @@ impl Engine {
         }
         engine.release(now);
         engine
+    }
+
+    /// Goes by other settings from now on; caps follow with the next computation of what is normal. What was made at the
+    /// start stays as it is: the window, the sizes of tables, the log's format, and what is done about proxies. Thresholds that
+    /// are meant for another window are not heeded; says whether they are.
+    pub fn reconfigure(&mut self, settings: Settings, now: Timestamp) -> bool {
+        let old = &self.settings;
+        let is_same_window = settings.detect.window_secs == old.detect.window_secs;
+        let (baseline, detect) = if is_same_window {
+            (settings.baseline, settings.detect)
+        } else {
+            (old.baseline.clone(), old.detect.clone())
+        };
+        let settings = Settings {
+            format: old.format.clone(),
+            baseline,
+            detect,
+            proxies: old.proxies.clone(),
+            proxied: old.proxied,
+            max_clients: old.max_clients,
+            max_bans: old.max_bans,
+            max_offenders: old.max_offenders,
+            ..settings
+        };
+        self.baseline.set(settings.baseline.clone());
+        self.ledger.set(settings.schedule.clone(), settings.forgive);
+        self.settings = settings;
+        let allow = self.settings.allow.iter();
+        let allow = allow.map(|net| (*net, Why::Configured)).collect();
+        self.replace_allowed(|why| *why == Why::Configured, allow, now);
+        is_same_window
     }
 
     /// The log that the lines which follow come from. Of very many logs the names of later ones are not kept.
@@ -561,6 +612,9 @@ impl Engine {
         if client.habits.is_none() && self.watch.is_worth_watching(client, scarcity) {
             let first = client.window.oldest().unwrap_or(second);
             let habits = self.watch.habits(subject, first);
+            if habits.is_regular {
+                self.blast.visit(second);
+            }
             let given = self.clients.give_habits(subject, habits, clock, window);
             let Some(given) = given else {
                 return;
@@ -598,9 +652,22 @@ impl Engine {
             if is_late || is_over {
                 self.totals.late_findings += u64::from(!again);
             } else {
-                self.flag(subject, finding, gate, now);
+                let suspect = Suspect {
+                    subject,
+                    address: Some(record.client),
+                    finding,
+                    gate,
+                    is_regular: self.watch.is_regular(subject) && !self.has_offended(subject),
+                };
+                self.flag(suspect, now);
             }
         }
+    }
+
+    /// Has it anything on its account?
+    fn has_offended(&self, subject: Subject) -> bool {
+        let offences = self.ledger.offences(subject);
+        offences.is_some_and(|offences| offences.count > 0)
     }
 
     /// Where the client of a request can be kept out. Without the peer's address, and with proxies in front, nobody can tell
@@ -629,12 +696,11 @@ impl Engine {
     /// Whoever Nginx takes others' addresses from is a proxy, and a ban of it would cut off everybody behind it.
     fn meet(&mut self, proxy: IpAddr) {
         let subject = Subject::of_client(proxy);
-        if self.allowed(subject).is_some()
-            || self.proxies.len() >= MAX_PROXIES
-            || !self.proxies.insert(proxy)
-        {
+        if self.allowed(subject).is_some() || self.seen_proxies >= MAX_PROXIES {
             return;
         }
+        self.seen_proxies += 1;
+        self.allow.add(subject.net(), Why::SeenProxy);
         let words = format!(
             "{proxy} is a proxy, since Nginx takes its clients' addresses from it: it is not banned from now on; name it in \
              source.proxies"
@@ -646,6 +712,23 @@ impl Engine {
         {
             self.lift(ban, "it is a proxy".to_owned());
         }
+    }
+
+    /// The clock was set by so many milliseconds, and it is `now` since. Bans last as long as was decided all the same.
+    pub fn clock_set(&mut self, millis: i64, now: Timestamp) {
+        self.ledger.shift(millis);
+        self.blast.clear();
+        let bans = self.ledger.bans().cloned().map(Change::Ban);
+        let accounts = self.ledger.accounts();
+        let accounts = accounts.map(|(subject, offences)| Change::Offences(subject, offences));
+        let saves: Vec<Change> = bans.chain(accounts).collect();
+        for change in saves {
+            self.command(Command::Save(change));
+        }
+        let by = format_duration(Duration::from_millis(millis.unsigned_abs()));
+        let way = if millis < 0 { "back" } else { "forward" };
+        let words = format!("the clock was set {way} by {by}: bans last as long as was decided");
+        self.command(Command::Record(Event::new(now, Action::Notice, words)));
     }
 
     /// Lets time pass. To be called at least once a second, or whenever a test wants time to pass.
@@ -661,6 +744,7 @@ impl Engine {
             self.clients.clear();
             self.watch.set_back(now.secs());
             self.prefixes = Prefixes::default();
+            self.blast.clear();
             self.refused.clear();
             self.learn_from = None;
             self.known_until = 0;
@@ -673,6 +757,24 @@ impl Engine {
             }
         }
         self.release(now);
+        self.ban_held(now);
+        if self.allow.expire(now) {
+            self.command(Command::Allowlist);
+        }
+    }
+
+    /// Bans the worst of those that had to wait, as far as there is room for them now.
+    fn ban_held(&mut self, now: Timestamp) {
+        for suspect in self.blast.worst(&self.settings.blast, now) {
+            self.flag(suspect, now);
+        }
+        if let Some(lasted) = self.blast.over(now) {
+            let words = format!(
+                "the detector makes all its bans again; some had to wait for {}",
+                format_duration(lasted)
+            );
+            self.command(Command::Record(Event::new(now, Action::Resume, words)));
+        }
     }
 
     fn tell_late(&mut self) {
@@ -904,18 +1006,12 @@ impl Engine {
             Proxied::Ban => Gate::Both,
         };
         let ban = Ban {
-            subject,
-            since: now,
-            term,
-            tier: None,
-            origin: Origin::Operator,
             reason,
-            finding: None,
             observe,
             gate,
-            extended: 0,
             by: Some(by),
             once_confirmed: confirm.map(|_| wanted),
+            ..Ban::new(subject, now, term, Origin::Operator)
         };
         self.enforce(ban)?;
         Ok(())
@@ -1048,84 +1144,54 @@ impl Engine {
 
     /// What keeps a subject from being banned; what covers it before what covers a part of it.
     fn spared_by(&self, subject: Subject) -> Option<Spared> {
-        let whole = self.allowed(subject);
-        let part = || {
-            self.spared()
-                .find(|entry| Subject::of_net(*entry).overlaps(subject))
-        };
-        let entry = whole.or_else(part)?;
-        let is_seen = entry.prefix_len() == entry.max_prefix_len()
-            && self.proxies.contains(&entry.addr())
-            && !self.settings.allow.contains(&entry)
-            && !self.allow.contains_key(&entry);
+        let covering = self.allow.covering(subject);
+        let (entry, reasons) = covering.or_else(|| self.allow.inside(subject))?;
         Some(Spared {
             entry,
-            by: if is_seen {
-                SparedBy::SeenProxy
-            } else if self.settings.proxies.contains(&entry) {
-                SparedBy::Proxy
-            } else {
-                SparedBy::Allowlist
-            },
-            is_whole: whole.is_some(),
+            why: reasons.first()?.clone(),
+            is_whole: covering.is_some(),
         })
     }
 
-    /// Who is never banned, by the configuration or by operators.
+    /// Who is never banned, and why.
     #[must_use]
-    pub fn allowlist(&self) -> Vec<IpNet> {
-        let of_operators = self.allow.keys().copied();
-        let configured = self.settings.allow.iter().copied();
-        configured.chain(of_operators).collect()
-    }
-
-    /// What operators have put on the allowlist.
-    pub fn allowed_by_operators(&self) -> impl Iterator<Item = (&IpNet, &Allowed)> {
-        self.allow.iter()
+    pub const fn allowlist(&self) -> &Allowlist {
+        &self.allow
     }
 
     /// Puts a network on the allowlist by an operator's word, and lifts the bans of what is in it. Returns how many those were.
     ///
     /// # Errors
-    /// [`Refusal::AllowlistFull`].
+    /// [`Refusal::TooWideToAllow`], [`Refusal::AllowlistFull`].
     pub fn allow(
         &mut self,
         net: IpNet,
         allowed: Allowed,
         now: Timestamp,
     ) -> Result<usize, Refusal> {
-        let net = net.trunc();
+        let whole = Subject::of_net(net);
+        let net = whole.net();
         if is_too_wide(net) {
             return Err(Refusal::TooWideToAllow(net));
         }
-        if self.allow.len() >= MAX_ALLOWED && !self.allow.contains_key(&net) {
+        let is_renewed = self.allow.by_operators().any(|(other, _)| other == net);
+        if self.allowed_by_operators >= MAX_ALLOWED && !is_renewed {
             return Err(Refusal::AllowlistFull(MAX_ALLOWED));
         }
+        self.allowed_by_operators += usize::from(!is_renewed);
         let words = format!(
             "{net} is never banned from now on, by {}: {}",
             allowed.by, allowed.reason
         );
         self.command(Command::Save(Change::Allow(net, Some(allowed.clone()))));
-        self.allow.insert(net, allowed);
+        self.allow.add(net, Why::Operator(allowed));
+        self.command(Command::Allowlist);
         self.command(Command::Record(Event {
-            subject: Some(Subject::of_net(net)),
+            subject: Some(whole),
             origin: Some(Origin::Operator),
             ..Event::new(now, Action::Notice, words)
         }));
-        let whole = Subject::of_net(net);
-        // Nginx refuses all of a network, allowed or not.
-        let inside = self.ledger.bans().filter(|ban| {
-            whole.covers(ban.subject) || ban.gate.has_nginx() && whole.overlaps(ban.subject)
-        });
-        let inside: Vec<Subject> = inside.map(|ban| ban.subject).collect();
-        let lifted = inside.len();
-        for subject in inside {
-            if let Some(ban) = self.ledger.remove(subject) {
-                self.settle(subject, true, now);
-                self.lift(ban, format!("now on the allowlist ({net})"));
-            }
-        }
-        Ok(lifted)
+        Ok(self.spare(whole, now))
     }
 
     /// Takes off the allowlist by an operator's word what an operator has put on it.
@@ -1133,11 +1199,15 @@ impl Engine {
     /// # Errors
     /// [`Refusal::NotAllowed`].
     pub fn disallow(&mut self, net: IpNet, by: &str, now: Timestamp) -> Result<(), Refusal> {
-        let net = net.trunc();
-        if self.allow.remove(&net).is_none() {
+        let net = Subject::of_net(net).net();
+        if !self.allow.by_operators().any(|(other, _)| other == net) {
             return Err(Refusal::NotAllowed(net));
         }
+        self.allowed_by_operators -= 1;
+        self.allow
+            .remove(net, |why| matches!(why, Why::Operator(_)));
         self.command(Command::Save(Change::Allow(net, None)));
+        self.command(Command::Allowlist);
         let words = format!("{net} may be banned again, by {by}");
         self.command(Command::Record(Event {
             subject: Some(Subject::of_net(net)),
@@ -1147,10 +1217,66 @@ impl Engine {
         Ok(())
     }
 
-    /// The entry of the allowlist, or the proxy, that covers a subject, if any does.
-    #[must_use]
-    pub fn is_allowed(&self, subject: Subject) -> Option<IpNet> {
-        self.allowed(subject)
+    /// Who is on the allowlist for what they are to this host, or for their names; in place of who was so far.
+    pub fn surround(&mut self, entries: Vec<(IpNet, Why)>, now: Timestamp) {
+        self.replace_allowed(
+            |why| matches!(why, Why::Host(_) | Why::Name(_)),
+            entries,
+            now,
+        );
+    }
+
+    fn replace_allowed(
+        &mut self,
+        is_of_kind: impl Fn(&Why) -> bool,
+        entries: Vec<(IpNet, Why)>,
+        now: Timestamp,
+    ) {
+        let (come, gone) = self.allow.replace(is_of_kind, entries);
+        if !come.is_empty() || gone > 0 {
+            self.command(Command::Allowlist);
+        }
+        for subject in come {
+            self.spare(subject, now);
+        }
+    }
+
+    /// A client that was to be looked into is the crawler of this name: it is not banned any more.
+    pub fn verified(&mut self, client: Subject, name: &str, now: Timestamp) {
+        if self.allow.add_crawler(client, name.to_owned(), now) {
+            self.command(Command::Allowlist);
+            let words = format!(
+                "{client} is a crawler that is what it says ({name}): it is not banned for a day"
+            );
+            self.command(Command::Record(Event {
+                subject: Some(client),
+                ..Event::new(now, Action::Notice, words)
+            }));
+        }
+        self.spare(client, now);
+    }
+
+    /// Lifts the bans of what has come onto the allowlist, and strikes the accounts. Returns how many those were.
+    fn spare(&mut self, whole: Subject, now: Timestamp) -> usize {
+        // Nginx refuses all of a network, allowed or not.
+        let is_spared = |ban: &&Ban| {
+            whole.covers(ban.subject) || ban.gate.has_nginx() && whole.overlaps(ban.subject)
+        };
+        let is_host = whole.net().prefix_len() == whole.net().max_prefix_len();
+        let spared: Vec<Subject> = if is_host {
+            let around = self.ledger.around(whole).filter(is_spared);
+            around.map(|ban| ban.subject).collect()
+        } else {
+            let inside = self.ledger.bans().filter(is_spared);
+            inside.map(|ban| ban.subject).collect()
+        };
+        for subject in &spared {
+            if let Some(ban) = self.ledger.remove(*subject) {
+                self.settle(*subject, true, now);
+                self.lift(ban, format!("now on the allowlist ({whole})"));
+            }
+        }
+        spared.len()
     }
 
     /// What to keep of the learning when the agent stops.
@@ -1173,6 +1299,7 @@ impl Engine {
             rate,
             score: (rate - normal.mean) / normal.stddev,
             alarm_since: self.alarm.map(|alarm| alarm.since),
+            held_since: self.blast.since(),
             clients: self.clients.len(),
             clients_evicted: self.clients.evictions(),
             bans: self.ledger.bans().len(),
@@ -1188,28 +1315,19 @@ impl Engine {
         self.commands.push_back(command);
     }
 
-    /// The entry of the allowlist, or the proxy, that covers a subject.
+    /// The entry of the allowlist that covers a subject.
     fn allowed(&self, subject: Subject) -> Option<IpNet> {
-        self.spared()
-            .find(|entry| Subject::of_net(*entry).covers(subject))
-    }
-
-    fn spared(&self) -> impl Iterator<Item = IpNet> {
-        let proxies = self.proxies.iter().copied().map(IpNet::from);
-        let configured = self.settings.allow.iter().copied();
-        let of_operators = self.allow.keys().copied();
-        configured.chain(of_operators).chain(proxies)
+        self.allow.covering(subject).map(|(entry, _)| entry)
     }
 
     /// A client has left the normal traffic.
-    fn flag(&mut self, subject: Subject, finding: Finding, gate: Gate, now: Timestamp) {
+    fn flag(&mut self, suspect: Suspect, now: Timestamp) {
+        let (subject, gate) = (suspect.subject, suspect.gate);
         // Part of a /64 being allowed must not be undone by a ban of all of it.
-        let entry = self
-            .spared()
-            .find(|entry| Subject::of_net(*entry).overlaps(subject));
-        if let Some(entry) = entry {
-            let why = format!("on the allowlist ({entry})");
-            self.refuse(subject, finding, &why, now);
+        if let Some((entry, reasons)) = self.allow.touching(subject) {
+            let because = reasons.first().map(Why::to_string).unwrap_or_default();
+            let why = format!("on the allowlist ({entry}: {because})");
+            self.refuse(subject, suspect.finding, &why, now);
             return;
         }
         if gate.has_nginx() && self.settings.proxied == Proxied::Tell {
@@ -1219,20 +1337,47 @@ impl Engine {
             let why = format!(
                 "it came through the proxy{through}, so a ban at the wire would do nothing; with enforce.nginx.include it would be banned in Nginx"
             );
-            self.refuse(subject, finding, &why, now);
+            self.refuse(subject, suspect.finding, &why, now);
             return;
         }
-        self.clients.remove(subject);
         // Banned, but not where it came in: what keeps it out is to do so there, too. That is no offence more.
         if let Some(standing) = self.ledger.get(subject).filter(|ban| !ban.observe) {
             let ban = Ban {
                 gate: standing.gate.and(gate),
                 ..standing.clone()
             };
+            self.clients.remove(subject);
             // It is in the table: there is room for it.
             let _never_full = self.enforce(ban);
             return;
         }
+        let is_held = self.blast.since().is_some();
+        match self.blast.hold(&self.settings.blast, suspect, now) {
+            Ok(suspect) => self.ban_suspect(suspect, now),
+            Err(held) => {
+                if !is_held {
+                    let words = format!(
+                        "{}: further ones wait, the worst come first; look whom it bans (portcullis bans), and if they are to be, \
+                         raise bans.max_per_minute or bans.max_regulars",
+                        held.because
+                    );
+                    self.command(Command::Record(Event::new(now, Action::Hold, words)));
+                }
+                let why = format!("it has to wait: {}", held.because);
+                self.refuse(held.subject, held.finding, &why, now);
+            }
+        }
+    }
+
+    fn ban_suspect(&mut self, suspect: Suspect, now: Timestamp) {
+        let Suspect {
+            subject,
+            address,
+            finding,
+            gate,
+            is_regular,
+        } = suspect;
+        self.clients.remove(subject);
         let weight = self.weight(&finding);
         let next = self.ledger.next_step(subject, weight, now).1;
         let term = self.lasting(subject, next, now).from(now);
@@ -1246,28 +1391,31 @@ impl Engine {
             return;
         }
         let (tier, length, offences, forgotten) = self.ledger.offend(subject, weight, now);
+        let term = self.lasting(subject, length, now).from(now);
         let ban = Ban {
-            subject,
-            since: now,
-            term: self.lasting(subject, length, now).from(now),
             tier: Some(tier),
-            origin: Origin::Detector,
             reason: finding.to_string(),
             finding: Some(finding),
-            observe: false,
             gate,
-            extended: 0,
-            by: None,
-            once_confirmed: None,
+            ..Ban::new(subject, now, term, Origin::Detector)
         };
         if self.enforce(ban).is_ok() {
             self.totals.bans += 1;
+            self.blast.banned(subject, is_regular, now);
+            if let Some(address) = address {
+                self.command(Command::Verify(subject, address));
+            }
         }
         self.command(Command::Save(Change::Offences(subject, offences)));
         // Last: after a jump of the clock it can be the subject's own account that has to go.
         if let Some(forgotten) = forgotten {
             self.command(Command::Save(Change::Forget(forgotten)));
         }
+        self.ban_network(subject, gate, now);
+    }
+
+    /// Bans a network so many of whose clients were banned that the rest of it is theirs, too.
+    fn ban_network(&mut self, subject: Subject, gate: Gate, now: Timestamp) {
         let least = self.settings.detect.prefix_members;
         for (prefix, members) in self.prefixes.note(subject, least, now) {
             let is_banned = self.ledger.get(prefix).is_some();
@@ -1300,7 +1448,14 @@ impl Engine {
                         f64::from(least),
                     )
                 };
-                self.flag(prefix, finding, gate, now);
+                let suspect = Suspect {
+                    subject: prefix,
+                    address: None,
+                    finding,
+                    gate,
+                    is_regular: false,
+                };
+                self.flag(suspect, now);
             }
         }
     }
@@ -1493,6 +1648,17 @@ impl Engine {
         let is_lasting = self.cusum.sum() > detect.cusum.limit;
         ordered.filter(|_| detect.cusum.limit <= 0.0 || is_lasting)
     }
+}
+
+/// What the configuration says of who is never banned.
+fn configured(settings: &Settings) -> impl Iterator<Item = (IpNet, Why)> {
+    let loopback = LOOPBACK.iter().filter_map(|net| net.parse::<IpNet>().ok());
+    let configured = settings.allow.iter().copied();
+    let proxies = settings.proxies.iter().copied();
+    loopback
+        .map(|net| (net, Why::Loopback))
+        .chain(configured.map(|net| (net, Why::Configured)))
+        .chain(proxies.map(|net| (net, Why::Proxy)))
 }
 
 /// Too large a part of the internet for one entry, of bans or of the allowlist?

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    allowlist::Why,
     baseline::{Learnt, Normal},
     caps::SPANS,
     clients::Client,
@@ -54,26 +55,14 @@ pub struct Explanation {
 }
 
 /// An entry that keeps a subject from being banned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spared {
     /// The entry.
     pub entry: IpNet,
-    /// What it is.
-    pub by: SparedBy,
+    /// Why it is on the allowlist.
+    pub why: Why,
     /// It covers the subject; otherwise only a part of it, which keeps the detector from banning the whole.
     pub is_whole: bool,
-}
-
-/// What keeps a subject from being banned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SparedBy {
-    /// The allowlist.
-    Allowlist,
-    /// It is a proxy by the configuration.
-    Proxy,
-    /// It was seen to bring others' addresses.
-    SeenProxy,
 }
 
 /// What is known of a client's requests, and how far they are from what flags.
@@ -291,6 +280,7 @@ mod tests {
                 quiet: std::time::Duration::ZERO,
                 extensions: 0,
             },
+            blast: crate::blast::Settings::ANY,
             max_clients: 1000,
             max_bans: 1000,
             max_offenders: 1000,

@@ -26,6 +26,15 @@ pub enum Term {
 }
 
 impl Term {
+    /// The same end by a clock that was set by so many milliseconds.
+    #[must_use]
+    pub const fn shifted(self, millis: i64) -> Self {
+        match self {
+            Self::Until(end) => Self::Until(end.shifted(millis)),
+            Self::Permanent => Self::Permanent,
+        }
+    }
+
     /// Has it ended?
     #[must_use]
     pub fn is_over(self, now: Timestamp) -> bool {
@@ -153,6 +162,38 @@ const fn is_none(count: &u32) -> bool {
     *count == 0
 }
 
+impl Ban {
+    /// A ban at the wire by no detector and of no step: what is to be different is put in its place.
+    #[must_use]
+    pub const fn new(subject: Subject, since: Timestamp, term: Term, origin: Origin) -> Self {
+        Self {
+            subject,
+            since,
+            term,
+            tier: None,
+            origin,
+            reason: String::new(),
+            finding: None,
+            observe: false,
+            gate: Gate::Wire,
+            extended: 0,
+            by: None,
+            once_confirmed: None,
+        }
+    }
+
+    /// The same ban by a clock that was set by so many milliseconds: as long, and ending at the same moment.
+    #[must_use]
+    pub fn shifted(self, millis: i64) -> Self {
+        Self {
+            since: self.since.shifted(millis),
+            term: self.term.shifted(millis),
+            once_confirmed: self.once_confirmed.map(|term| term.shifted(millis)),
+            ..self
+        }
+    }
+}
+
 /// How much an offence weighs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
@@ -216,6 +257,12 @@ impl Ledger {
             offences: HashMap::default(),
             stillest: BTreeSet::new(),
         }
+    }
+
+    /// Goes by another schedule, and forgives otherwise, from now on. What is decided stays.
+    pub fn set(&mut self, schedule: Vec<Length>, forgive: Duration) {
+        self.schedule = schedule;
+        self.forgive = forgive;
     }
 
     /// Counts an offence; returns the step of the schedule that it has earned (from 1), that step's length, the new
@@ -292,6 +339,30 @@ impl Ledger {
         let (_, forgotten) = self.stillest.pop_first()?;
         self.offences.remove(&forgotten);
         Some(forgotten)
+    }
+
+    /// The clock was set by so many milliseconds: all times move with it.
+    pub fn shift(&mut self, millis: i64) {
+        let bans: Vec<Ban> = self.bans.values().cloned().collect();
+        for ban in bans {
+            // It is in the table: there is room for it.
+            let _never_full = self.insert(ban.shifted(millis));
+        }
+        let offences: Vec<(Timestamp, Subject)> =
+            std::mem::take(&mut self.stillest).into_iter().collect();
+        for (last, subject) in offences {
+            let last = last.shifted(millis);
+            if let Some(account) = self.offences.get_mut(&subject) {
+                account.last = last;
+                self.stillest.insert((last, subject));
+            }
+        }
+    }
+
+    /// All accounts, the stillest first.
+    pub fn accounts(&self) -> impl Iterator<Item = (Subject, Offences)> {
+        let subjects = self.stillest.iter().map(|(_, subject)| *subject);
+        subjects.filter_map(|subject| Some((subject, self.offences(subject)?)))
     }
 
     /// What is on a subject's account is settled now; pardoned, it starts at the first step again. Returns the account to keep,

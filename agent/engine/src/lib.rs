@@ -6,7 +6,9 @@
 //! recorded run replays to the same commands.
 #![forbid(unsafe_code)]
 
+pub mod allowlist;
 pub mod baseline;
+pub mod blast;
 pub mod caps;
 pub mod clients;
 pub mod command;

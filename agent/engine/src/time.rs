@@ -43,6 +43,12 @@ impl Timestamp {
         self.0 / 1000
     }
 
+    /// The same moment by a clock that was set by so many milliseconds.
+    #[must_use]
+    pub const fn shifted(self, millis: i64) -> Self {
+        Self::from_millis(self.0.saturating_add_signed(millis))
+    }
+
     /// Time from `earlier` to `self`; zero where `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {

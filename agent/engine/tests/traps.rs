@@ -618,6 +618,8 @@ proptest! {
                 Command::Save(Change::Forget(subject)) => { accounts.remove(&subject); }
                 Command::Save(Change::Baseline(_) | Change::Allow(..))
                 | Command::Look(_)
+                | Command::Allowlist
+                | Command::Verify(..)
                 | Command::Record(_) => {}
             }
         }

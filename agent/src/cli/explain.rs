@@ -6,7 +6,7 @@ use portcullis_engine::{
     Ban, Explanation, Gate, Origin, Subject, Term, Timestamp,
     baseline::Learnt,
     detect::{Finding, Sample, Test},
-    explain::{Known, Limits, Spared, SparedBy},
+    explain::{Known, Limits, Spared},
     time::format_duration,
 };
 
@@ -25,7 +25,7 @@ pub(super) fn words(explained: &Explained) -> String {
             known.asked, known.subject
         ));
     }
-    match (known.bans.split_first(), known.spared) {
+    match (known.bans.split_first(), &known.spared) {
         (Some((ban, wider)), spared) => {
             page.say(&headline(known, ban));
             page.line("where", &place(explained, ban));
@@ -36,7 +36,7 @@ pub(super) fn words(explained: &Explained) -> String {
                     &format!("{} is banned {}", wider.subject, term(wider, known.time)),
                 );
             }
-            spared_in_words(spared, &mut page);
+            spared_in_words(spared.as_ref(), &mut page);
             account(known, &mut page);
             ways_out(known, ban, &mut page);
         }
@@ -48,7 +48,7 @@ pub(super) fn words(explained: &Explained) -> String {
         (None, _) if is_unknown(known) => page.say(&unknown(known)),
         (None, spared) => {
             page.say(&not_banned(known));
-            spared_in_words(spared, &mut page);
+            spared_in_words(spared.as_ref(), &mut page);
             now(known, &mut page);
             account(known, &mut page);
             if known.client.is_some() {
@@ -295,24 +295,18 @@ fn quoted(name: &str) -> String {
     }
 }
 
-fn spared_in_words(spared: Option<Spared>, page: &mut Page) {
+fn spared_in_words(spared: Option<&Spared>, page: &mut Page) {
     let Some(Spared {
         entry,
-        by,
+        why,
         is_whole,
     }) = spared
     else {
         return;
     };
-    let entry = Subject::of_net(entry);
-    let what = match by {
-        SparedBy::Allowlist => format!("{entry} is on the allowlist"),
-        SparedBy::Proxy => format!("{entry} is a proxy (source.proxies)"),
-        SparedBy::SeenProxy => {
-            format!("{entry} is a proxy: Nginx takes its clients' addresses from it")
-        }
-    };
-    if is_whole {
+    let entry = Subject::of_net(*entry);
+    let what = format!("{entry} is on the allowlist: {why}");
+    if *is_whole {
         page.line("spared", &what);
     } else {
         page.line(

@@ -6,7 +6,7 @@ use portcullis_engine::{Origin, Subject, Term, baseline::Learnt, time::format_du
 
 use crate::{
     enforce::Mode,
-    runtime::{AllowRow, BanRow, Banned, Explained, Status},
+    runtime::{AllowRow, BanRow, Banned, Explained, Reloaded, Status},
 };
 
 /// What has come of a ban by hand.
@@ -42,9 +42,24 @@ pub(super) fn allowlist(rows: &[AllowRow]) -> String {
     out
 }
 
+/// What has become of the configuration.
+pub(super) fn reloaded(reloaded: &Reloaded) -> String {
+    let mut out = String::new();
+    for change in &reloaded.changed {
+        let _ = writeln!(out, "{change}");
+    }
+    if reloaded.changed.is_empty() {
+        out.push_str("nothing has changed\n");
+    }
+    for change in &reloaded.needs_restart {
+        let _ = writeln!(out, "only after a restart: {change}");
+    }
+    out
+}
+
 /// Whether somebody can be banned.
 pub(super) fn spared(subject: Subject, explained: &Explained) -> String {
-    match explained.known.spared {
+    match &explained.known.spared {
         Some(spared) if spared.is_whole => {
             format!(
                 "{subject} is never banned: {} is on the allowlist\n",
@@ -116,6 +131,23 @@ pub(super) fn status(s: &Status) -> String {
         line(
             "ALARM",
             format!("all traffic together is out of the normal since {since}"),
+        );
+    }
+    if let Some(since) = s.engine.held_since {
+        line(
+            "HOLD",
+            format!(
+                "more bans than may be made: only the worst are, since {since}; see bans.max_per_minute and bans.max_regulars"
+            ),
+        );
+    }
+    if !s.needs_restart.is_empty() {
+        line(
+            "restart",
+            format!(
+                "the configuration says otherwise, after a restart: {}",
+                s.needs_restart.join(", ")
+            ),
         );
     }
     let tiers: Vec<String> = s

@@ -24,6 +24,16 @@ impl Setting {
         }
     }
 
+    /// A list that people give by a name of its own.
+    #[must_use]
+    pub fn list(option: &str, key: &str, values: Vec<String>) -> Self {
+        Self {
+            key: key.to_owned(),
+            value: Value::Array(values.into_iter().map(Value::String).collect()),
+            given: option.to_owned(),
+        }
+    }
+
     /// Puts it into a configuration. Whether there is such a key is found out when that is read.
     pub(super) fn apply(&self, root: &mut Table) -> Result<(), String> {
         let mut parts: Vec<&str> = self.key.split('.').collect();

@@ -6,7 +6,7 @@ use portcullis_engine::{Ban, Subject, Term, Wish, ledger::Length};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::{Agent, clock, fit};
+use super::{Agent, requests::fit};
 use crate::control::{Reply, Wanted};
 
 /// What has come of many bans.
@@ -45,7 +45,7 @@ impl Waiting {
 
 impl Agent {
     pub(super) fn ban_many(&mut self, bans: Vec<Wanted>, by: &str, reply: oneshot::Sender<Reply>) {
-        let now = clock::wall();
+        let now = self.now();
         let mut waiting = Waiting {
             missing: BTreeSet::new(),
             answer: BannedMany::default(),

@@ -10,7 +10,7 @@ use std::{net::IpAddr, time::Duration};
 
 use portcullis_engine::{
     Command, Engine, Event, Feed, Outcome, Proxied, Release, Saved, Settings, Subject, Timestamp,
-    baseline,
+    baseline, blast,
     command::Action,
     detect,
     ledger::Length,
@@ -44,6 +44,7 @@ pub fn settings() -> Settings {
             quiet: Duration::ZERO,
             extensions: 0,
         },
+        blast: blast::Settings::ANY,
         max_clients: 1000,
         max_bans: 100,
         max_offenders: 100,
@@ -86,7 +87,11 @@ impl Bench {
                     Outcome::Unbanned(ban.clone(), cause.clone(), Ok(())),
                     self.now,
                 ),
-                Command::Look(_) | Command::Save(_) | Command::Record(_) => {}
+                Command::Look(_)
+                | Command::Allowlist
+                | Command::Verify(..)
+                | Command::Save(_)
+                | Command::Record(_) => {}
             }
             self.commands.push(command);
         }

@@ -1,4 +1,5 @@
 use portcullis_engine::{
+    allowlist::Why,
     baseline::Normal,
     explain::{Failing, Span},
     failures::Verdict,
@@ -338,24 +339,24 @@ fn who_is_not_banned_is_told_how_far_it_is_from_it() {
 #[test]
 fn who_is_spared_is_told_why() {
     let mut of = explained("198.51.100.7");
-    let mut said = |entry: &str, by, is_whole| {
+    let mut said = |entry: &str, why, is_whole| {
         of.known.spared = Some(Spared {
             entry: entry.parse().unwrap(),
-            by,
+            why,
             is_whole,
         });
         words(&of)
     };
     assert_eq!(
-        said("198.51.100.0/24", SparedBy::Allowlist, true),
-        "198.51.100.7 is never banned\nspared    198.51.100.0/24 is on the allowlist\n"
+        said("198.51.100.0/24", Why::Configured, true),
+        "198.51.100.7 is never banned\nspared    198.51.100.0/24 is on the allowlist: configured\n"
     );
-    let proxy = said("198.51.100.7/32", SparedBy::SeenProxy, true);
+    let proxy = said("198.51.100.7/32", Why::SeenProxy, true);
     assert!(
-        proxy.contains("198.51.100.7 is a proxy: Nginx takes"),
+        proxy.contains("198.51.100.7 is on the allowlist: a proxy: Nginx takes"),
         "{proxy}"
     );
-    let part = said("198.51.100.7/32", SparedBy::Allowlist, false);
+    let part = said("198.51.100.7/32", Why::Configured, false);
     assert!(part.contains("is not banned\n"), "{part}");
     assert!(
         part.contains("a part of it, so that the detector"),

@@ -20,10 +20,10 @@ enum Severity {
 impl Severity {
     const fn of(told: &Told) -> Self {
         match told.event.action {
-            Action::Fail | Action::Alarm => Self::Critical,
+            Action::Fail | Action::Alarm | Action::Hold => Self::Critical,
             Action::Ban | Action::Extend if told.observed => Self::Info,
             Action::Ban | Action::Extend | Action::Refuse => Self::Warning,
-            Action::Unban | Action::AllClear => Self::Resolved,
+            Action::Unban | Action::AllClear | Action::Resume => Self::Resolved,
             Action::Baseline | Action::Start | Action::Stop | Action::Notice => Self::Info,
         }
     }
@@ -121,6 +121,8 @@ fn headline(told: &Told) -> String {
         (Action::Fail, _) => format!("Could not change the ban of {who}"),
         (Action::Alarm, _) => "The site's traffic is not normal".to_owned(),
         (Action::AllClear, _) => "Resolved: the site's traffic is normal again".to_owned(),
+        (Action::Hold, _) => "Too many bans: only the worst are made".to_owned(),
+        (Action::Resume, _) => "Resolved: all bans are made again".to_owned(),
         (Action::Baseline, _) => "Baseline computed anew".to_owned(),
         (Action::Start, _) => "Portcullis has started".to_owned(),
         (Action::Stop, _) => "Portcullis stops".to_owned(),

@@ -80,7 +80,12 @@ impl Watch {
                 Command::Record(event) if event.action == Action::AllClear => {
                     self.deeds.all_clears.push(event.time.millis());
                 }
-                Command::Record(_) | Command::Unban(..) | Command::Save(_) | Command::Look(_) => {}
+                Command::Record(_)
+                | Command::Unban(..)
+                | Command::Save(_)
+                | Command::Look(_)
+                | Command::Allowlist
+                | Command::Verify(..) => {}
             }
         }
     }

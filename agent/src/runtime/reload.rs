@@ -1,0 +1,266 @@
+//! The configuration read anew while the agent runs: all of it, or nothing when anything is wrong with it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, anyhow};
+use portcullis_engine::{Event, command::Action};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::error;
+
+use super::Agent;
+use crate::config::{Adjusted, Input};
+
+/// Listens for the signal that asks for it.
+///
+/// # Errors
+/// When it cannot be listened to.
+pub(super) fn hang_up() -> Result<Signal> {
+    signal(SignalKind::hangup()).context("cannot listen to SIGHUP")
+}
+
+/// What has come of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What holds from now on.
+    pub changed: Vec<SettingChange>,
+    /// What the file says otherwise and what cannot change while the agent runs.
+    pub needs_restart: Vec<SettingChange>,
+}
+
+/// A setting that is not what it was; as TOML, none where it is the default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingChange {
+    /// Its dotted name.
+    pub key: String,
+    /// What it was.
+    pub from: Option<String>,
+    /// What the file says now.
+    pub to: Option<String>,
+}
+
+impl std::fmt::Display for SettingChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [from, to] = [&self.from, &self.to].map(|value| {
+            value
+                .as_deref()
+                .map_or_else(|| "its default".to_owned(), short)
+        });
+        write!(f, "{}: {from} -> {to}", self.key)
+    }
+}
+
+/// A list of thousands of addresses is known by its beginning.
+fn short(value: &str) -> String {
+    const MOST: usize = 80;
+    if value.chars().count() <= MOST {
+        return value.to_owned();
+    }
+    let begin: String = value.chars().take(MOST).collect();
+    format!("{begin}…")
+}
+
+/// What the agent goes by now, and where that comes from.
+#[derive(Debug)]
+pub(super) struct Running {
+    input: Input,
+    /// Keys that are not what they are by default.
+    differing: BTreeMap<String, String>,
+    needs_restart: Vec<SettingChange>,
+}
+
+impl Running {
+    pub(super) fn new(input: Input, adjusted: &Adjusted) -> Self {
+        Self {
+            input,
+            differing: adjusted.differing.iter().cloned().collect(),
+            needs_restart: Vec::new(),
+        }
+    }
+
+    /// The keys that the file has changed and that still are what they were at the start.
+    pub(super) fn needs_restart(&self) -> Vec<String> {
+        let keys = self.needs_restart.iter();
+        keys.map(|change| change.key.clone()).collect()
+    }
+
+    /// What is different from now on; what is meant for another window `waits` until there is one.
+    fn change(&mut self, adjusted: &Adjusted, waits: bool) -> Reloaded {
+        let wanted: BTreeMap<String, String> = adjusted.differing.iter().cloned().collect();
+        let keys: std::collections::BTreeSet<&String> =
+            self.differing.keys().chain(wanted.keys()).collect();
+        let change = |key: &&String| SettingChange {
+            key: (*key).clone(),
+            from: self.differing.get(*key).cloned(),
+            to: wanted.get(*key).cloned(),
+        };
+        let changes = keys.iter().map(change);
+        let changes = changes.filter(|change| change.from != change.to);
+        let (changed, needs_restart): (Vec<_>, Vec<_>) = changes
+            .partition(|change| is_live(&change.key) && !(waits && is_by_window(&change.key)));
+        for change in &changed {
+            match &change.to {
+                Some(value) => self.differing.insert(change.key.clone(), value.clone()),
+                None => self.differing.remove(&change.key),
+            };
+        }
+        self.needs_restart.clone_from(&needs_restart);
+        Reloaded {
+            changed,
+            needs_restart,
+        }
+    }
+}
+
+/// Can it change while the agent runs? The others are what threads, tables and the kernel's maps were made with.
+fn is_live(key: &str) -> bool {
+    const SECTIONS: [&str; 4] = ["detect.", "bans.", "slack.", "webhook."];
+    const BUT: [&str; 4] = [
+        "detect.window_secs",
+        "detect.max_clients",
+        "bans.max_bans",
+        "bans.max_offenders",
+    ];
+    SECTIONS.iter().any(|section| key.starts_with(section)) && !BUT.contains(&key)
+}
+
+/// Is it said of a window, so that it means something else in another one?
+fn is_by_window(key: &str) -> bool {
+    key.starts_with("detect.")
+}
+
+impl Agent {
+    /// Goes by what the configuration says now, as far as that is possible; by `who`'s wish.
+    ///
+    /// # Errors
+    /// All that is wrong with it: then nothing has changed.
+    pub(super) fn reload(&mut self, who: &str) -> Result<Reloaded> {
+        let now = self.now();
+        let result = self.read_anew();
+        let words = match &result {
+            Ok(reloaded) => in_words(reloaded),
+            Err(problem) => {
+                error!("{problem:#}");
+                format!("{problem:#}")
+            }
+        };
+        let words = format!("configuration read anew, by {who}: {words}");
+        self.record(&Event::new(now, Action::Notice, words));
+        result
+    }
+
+    fn read_anew(&mut self) -> Result<Reloaded> {
+        let adjusted = self.running.input.load().map_err(|problems| {
+            anyhow!("it is refused, and the one before goes on to hold:\n{problems}")
+        })?;
+        let now = self.now();
+        let config = &adjusted.config;
+        let waits = !self.engine.reconfigure(config.engine.clone(), now);
+        self.crawlers.set(config.crawlers.clone());
+        self.surroundings.set(config.surroundings.clone());
+        Ok(self.running.change(&adjusted, waits))
+    }
+}
+
+fn in_words(reloaded: &Reloaded) -> String {
+    let list = |changes: &[SettingChange]| {
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        changes.join("; ")
+    };
+    let mut words = match reloaded.changed.as_slice() {
+        [] => "nothing has changed".to_owned(),
+        changed => list(changed),
+    };
+    if !reloaded.needs_restart.is_empty() {
+        words = format!(
+            "{words}; only after a restart: {}",
+            list(&reloaded.needs_restart)
+        );
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adjusted(differing: &[(&str, &str)]) -> Adjusted {
+        Adjusted {
+            config: crate::config::Config::default(),
+            differing: differing
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        }
+    }
+
+    fn said(changes: &[SettingChange]) -> Vec<String> {
+        changes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_cannot_change_is_said_until_it_is_as_it_was() {
+        let at_start = adjusted(&[("bans.quiet_secs", "30"), ("mode", "\"enforce\"")]);
+        let mut running = Running::new(Input::default(), &at_start);
+        let reloaded = running.change(
+            &adjusted(&[
+                ("mode", "\"observe\""),
+                ("detect.z_score", "4.0"),
+                ("detect.max_clients", "5000"),
+            ]),
+            false,
+        );
+        assert_eq!(
+            said(&reloaded.changed),
+            [
+                "bans.quiet_secs: 30 -> its default",
+                "detect.z_score: its default -> 4.0"
+            ]
+        );
+        assert_eq!(
+            said(&reloaded.needs_restart),
+            [
+                "detect.max_clients: its default -> 5000",
+                "mode: \"enforce\" -> \"observe\""
+            ]
+        );
+        assert_eq!(running.needs_restart(), ["detect.max_clients", "mode"]);
+        let reloaded = running.change(
+            &adjusted(&[("mode", "\"enforce\""), ("detect.z_score", "4.0")]),
+            false,
+        );
+        assert_eq!(reloaded, Reloaded::default());
+        assert!(running.needs_restart().is_empty());
+        assert_eq!(in_words(&reloaded), "nothing has changed");
+        // What is said of another window waits for it.
+        let other = [
+            ("detect.window_secs", "30"),
+            ("detect.z_score", "5.0"),
+            ("bans.jitter", "0.1"),
+        ];
+        let reloaded = running.change(&adjusted(&other), true);
+        let changed = [
+            "bans.jitter: its default -> 0.1",
+            "mode: \"enforce\" -> its default",
+        ];
+        assert_eq!(said(&reloaded.changed), changed[..1]);
+        assert_eq!(
+            said(&reloaded.needs_restart),
+            [
+                "detect.window_secs: its default -> 30",
+                "detect.z_score: 4.0 -> 5.0",
+                changed[1],
+            ]
+        );
+    }
+
+    #[test]
+    fn a_long_list_is_cut() {
+        let change = SettingChange {
+            key: "bans.allow".to_owned(),
+            from: None,
+            to: Some(format!("[{}]", "\"192.0.2.1\", ".repeat(5000))),
+        };
+        assert!(change.to_string().chars().count() < 120, "{change}");
+    }
+}
