@@ -23,11 +23,14 @@ const QUEUE: usize = 256;
 /// A client that has proved to be a crawler, and its name.
 pub type Crawler = (Subject, String);
 
+/// A client, the address that it came from, and the domains of which it may be a crawler.
+type Wanted = (Subject, IpAddr, Arc<[String]>);
+
 /// The threads that look names up. They end when this is dropped, once the lookups under way are answered.
 #[derive(Debug)]
 pub struct Crawlers {
     domains: Arc<[String]>,
-    wanted: SyncSender<(Subject, IpAddr, Arc<[String]>)>,
+    wanted: SyncSender<Wanted>,
 }
 
 impl Crawlers {
@@ -70,10 +73,7 @@ impl Crawlers {
     }
 }
 
-fn work(
-    clients: &Mutex<Receiver<(Subject, IpAddr, Arc<[String]>)>>,
-    crawlers: &mpsc::Sender<Crawler>,
-) {
+fn work(clients: &Mutex<Receiver<Wanted>>, crawlers: &mpsc::Sender<Crawler>) {
     loop {
         let next = clients
             .lock()

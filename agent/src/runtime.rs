@@ -11,6 +11,7 @@ pub mod shutdown;
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher as _, RandomState},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -212,7 +213,7 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
         })
         .await??
     };
-    let (outcome_sender, mut outcomes) = mpsc::channel(QUEUE);
+    let (outcome_sender, outcomes) = mpsc::channel(QUEUE);
     let worker = Worker::start(chosen, outcome_sender)?;
 
     let mut agent = Agent {
@@ -248,43 +249,22 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
         }
         agent.record(&Event::new(now, Action::Notice, forgotten.words));
     }
-    let observing = match config.mode {
-        Mode::Observe => ", observe mode: nothing is dropped",
-        Mode::Enforce => ", enforce mode",
+    agent.announce(&config.source.logs, now);
+    let mut inputs = Inputs {
+        batches,
+        outcomes,
+        requests,
+        surrounded,
+        verified,
+        hang_up,
     };
-    agent.record(&Event::new(
-        now,
-        Action::Start,
-        format!(
-            "{} on {}{observing}",
-            agent.worker.backend, agent.worker.place
-        ),
-    ));
-    for log in &config.source.logs {
-        info!("following {}", log.display());
-    }
-    for pattern in follow::unmatched(&config.source.logs) {
-        warn!(
-            "{} matches no file now: nothing is read by it until one comes; if it should match, correct source.log",
-            pattern.display()
-        );
-    }
-    let result = agent
-        .work(
-            (stop, hang_up),
-            batches,
-            &mut outcomes,
-            requests,
-            (surrounded, verified),
-            &config.enforce,
-        )
-        .await;
+    let result = agent.work(stop, &mut inputs, &config.enforce).await;
 
     drop(socket);
     let why = result
         .as_ref()
         .map_or_else(|error| format!("{error:#}"), |signal| (*signal).to_owned());
-    agent.stop(&why, outcomes).await;
+    agent.stop(&why, inputs.outcomes).await;
     if let Some(task) = slack {
         task.await.context("the Slack task has panicked")?;
     }
@@ -428,17 +408,43 @@ struct Agent {
     lifted: Vec<(usize, oneshot::Sender<Reply>)>,
 }
 
+/// What comes in from outside, besides what the agent has asked for itself.
+struct Inputs {
+    batches: mpsc::Receiver<Batch>,
+    outcomes: mpsc::Receiver<Outcome>,
+    requests: mpsc::Receiver<Asked>,
+    surrounded: mpsc::Receiver<surroundings::Entries>,
+    verified: mpsc::Receiver<Crawler>,
+    hang_up: Signal,
+}
+
 impl Agent {
+    /// Says that it has started, on what, and what it reads.
+    fn announce(&self, logs: &[PathBuf], now: Timestamp) {
+        let observing = match self.mode {
+            Mode::Observe => ", observe mode: nothing is dropped",
+            Mode::Enforce => ", enforce mode",
+        };
+        let words = format!(
+            "{} on {}{observing}",
+            self.worker.backend, self.worker.place
+        );
+        self.record(&Event::new(now, Action::Start, words));
+        for log in logs {
+            info!("following {}", log.display());
+        }
+        for pattern in follow::unmatched(logs) {
+            warn!(
+                "{} matches no file now: nothing is read by it until one comes; if it should match, correct source.log",
+                pattern.display()
+            );
+        }
+    }
+
     async fn work(
         &mut self,
-        (stop, mut hang_up): (impl Future<Output = &'static str>, Signal),
-        mut batches: mpsc::Receiver<Batch>,
-        outcomes: &mut mpsc::Receiver<Outcome>,
-        mut requests: mpsc::Receiver<Asked>,
-        (mut surrounded, mut verified): (
-            mpsc::Receiver<surroundings::Entries>,
-            mpsc::Receiver<Crawler>,
-        ),
+        stop: impl Future<Output = &'static str>,
+        inputs: &mut Inputs,
         config: &config::Enforce,
     ) -> Result<&'static str> {
         tokio::pin!(stop);
@@ -455,7 +461,7 @@ impl Agent {
             tokio::select! {
                 biased;
                 signal = &mut stop => return Ok(signal),
-                Some(outcome) = outcomes.recv() => self.outcome(outcome),
+                Some(outcome) = inputs.outcomes.recv() => self.outcome(outcome),
                 Some(outcome) = self.nginx_outcomes.recv() => self.outcome_of_nginx(outcome),
                 Some(entries) = self.looked.1.recv() => {
                     let now = self.now();
@@ -463,13 +469,13 @@ impl Agent {
                         self.engine.looked(entry.subject, entry.last_seen, now);
                     }
                 }
-                Some(asked) = requests.recv() => self.request(asked),
-                Some(()) = hang_up.recv() => drop(self.reload("a hang-up signal")),
-                Some(entries) = surrounded.recv() => {
+                Some(asked) = inputs.requests.recv() => self.request(asked),
+                Some(()) = inputs.hang_up.recv() => drop(self.reload("a hang-up signal")),
+                Some(entries) = inputs.surrounded.recv() => {
                     let now = self.now();
                     self.engine.surround(entries, now);
                 }
-                Some((client, name)) = verified.recv() => {
+                Some((client, name)) = inputs.verified.recv() => {
                     let now = self.now();
                     self.engine.verified(client, &name, now);
                 }
@@ -495,7 +501,7 @@ impl Agent {
                 }
                 _ = reconcile.tick() => self.worker.reconcile(),
                 _ = repair.tick() => self.worker.repair(),
-                batch = batches.recv() => match batch {
+                batch = inputs.batches.recv() => match batch {
                     Some(batch) => self.batch(batch),
                     None => bail!("the thread that reads the log has ended"),
                 },

@@ -67,11 +67,12 @@ impl Surroundings {
             .spawn(move || watch(settings, &changes, &first_sender, &sender))
             .context("cannot start the thread that looks at what is around this host")?;
         if has_names {
-            match first.recv_timeout(PATIENCE) {
-                Ok(entries) => at_first = entries,
-                Err(_) => warn!(
-                    "the name servers have not answered for bans.allow yet: its names are not on the allowlist until they have"
-                ),
+            if let Ok(entries) = first.recv_timeout(PATIENCE) {
+                at_first = entries;
+            } else {
+                warn!(
+                    "no answer for the names in bans.allow yet: they are not on the allowlist until there is one"
+                );
             }
         }
         let surroundings = Self {

@@ -53,17 +53,6 @@ pub struct Suspect {
     pub is_regular: bool,
 }
 
-/// Somebody who is not banned now.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Held {
-    /// Who.
-    pub subject: Subject,
-    /// What was found.
-    pub finding: Finding,
-    /// Why, in words.
-    pub because: String,
-}
-
 #[derive(Debug)]
 struct Waiting {
     suspect: Suspect,
@@ -139,16 +128,13 @@ impl Blast {
         allowed.max(FEW).saturating_sub(bans)
     }
 
-    /// Lets a ban be made now.
-    ///
-    /// # Errors
-    /// What keeps it from being made, in words; whoever it is waits then.
+    /// What keeps this ban from being made now, in words, if anything does; whoever it is waits then.
     pub fn hold(
         &mut self,
         settings: &Settings,
-        suspect: Suspect,
+        suspect: &Suspect,
         now: Timestamp,
-    ) -> Result<Suspect, Held> {
+    ) -> Option<String> {
         let because = if self.room(settings, now) == 0 {
             format!(
                 "the detector has made {} bans within a minute",
@@ -160,28 +146,23 @@ impl Blast {
                 settings.regulars * 100.0
             )
         } else {
-            return Ok(suspect);
+            return None;
         };
         let since = self.holding.map_or(now, |(since, _)| since);
         self.holding = Some((since, now));
-        let (subject, finding) = (suspect.subject, suspect.finding.clone());
-        if let Some(waiting) = self.held.get_mut(&subject) {
-            waiting.suspect = suspect;
+        if let Some(waiting) = self.held.get_mut(&suspect.subject) {
+            waiting.suspect.clone_from(suspect);
             waiting.times += 1;
             waiting.newest = now;
         } else if self.held.len() < MAX_HELD {
             let waiting = Waiting {
-                suspect,
+                suspect: suspect.clone(),
                 times: 1,
                 newest: now,
             };
-            self.held.insert(subject, waiting);
+            self.held.insert(suspect.subject, waiting);
         }
-        Err(Held {
-            subject,
-            finding,
-            because,
-        })
+        Some(because)
     }
 
     /// Those for whom there is room now, the worst first. Who has not been found for a minute has stopped.
@@ -290,11 +271,10 @@ mod tests {
     const AT: Timestamp = Timestamp::from_secs(6_000_000);
 
     /// Bans if it may.
-    fn flag(blast: &mut Blast, settings: &Settings, suspect: Suspect, now: Timestamp) -> bool {
-        let (subject, is_regular) = (suspect.subject, suspect.is_regular);
-        let may = blast.hold(settings, suspect, now).is_ok();
+    fn flag(blast: &mut Blast, settings: &Settings, suspect: &Suspect, now: Timestamp) -> bool {
+        let may = blast.hold(settings, suspect, now).is_none();
         if may {
-            blast.banned(subject, is_regular, now);
+            blast.banned(suspect.subject, suspect.is_regular, now);
         }
         may
     }
@@ -310,12 +290,12 @@ mod tests {
             regulars: 1.0,
         };
         let mut blast = Blast::default();
-        let made = (0..30).filter(|n| flag(&mut blast, &settings, suspect(*n, false), AT));
+        let made = (0..30).filter(|n| flag(&mut blast, &settings, &suspect(*n, false), AT));
         assert_eq!(made.count(), 10);
         assert_eq!(blast.since(), Some(AT));
         // The twentieth is found again and again; the others once more each.
         for n in [20, 20, 20, 25, 25, 12] {
-            assert!(!flag(&mut blast, &settings, suspect(n, false), after(30)));
+            assert!(!flag(&mut blast, &settings, &suspect(n, false), after(30)));
         }
         assert!(blast.worst(&settings, after(59)).is_empty());
         let worst = blast.worst(&settings, after(61));
@@ -342,13 +322,13 @@ mod tests {
         };
         let mut blast = Blast::default();
         (0..500).for_each(|_| blast.visit(AT.secs()));
-        let made = (0..200).filter(|n| flag(&mut blast, &settings, suspect(*n, true), AT));
+        let made = (0..200).filter(|n| flag(&mut blast, &settings, &suspect(*n, true), AT));
         assert_eq!(made.count(), 50);
-        let strangers = (200..400).filter(|n| flag(&mut blast, &settings, suspect(*n, false), AT));
+        let strangers = (200..400).filter(|n| flag(&mut blast, &settings, &suspect(*n, false), AT));
         assert_eq!(strangers.count(), 200);
         // Ten minutes later all that is forgotten; but few are few, however few come.
         let later = after(600);
-        let made = (500..600).filter(|n| flag(&mut blast, &settings, suspect(*n, true), later));
+        let made = (500..600).filter(|n| flag(&mut blast, &settings, &suspect(*n, true), later));
         assert_eq!(made.count(), 20);
     }
 
@@ -360,7 +340,7 @@ mod tests {
         };
         let mut blast = Blast::default();
         for n in 0..20_000 {
-            flag(&mut blast, &settings, suspect(n, false), AT);
+            flag(&mut blast, &settings, &suspect(n, false), AT);
         }
         assert_eq!(blast.held.len(), MAX_HELD);
         (0..10_000).for_each(|n| blast.banned(suspect(0, true).subject, true, after(n)));

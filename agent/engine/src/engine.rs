@@ -612,7 +612,8 @@ impl Engine {
         if client.habits.is_none() && self.watch.is_worth_watching(client, scarcity) {
             let first = client.window.oldest().unwrap_or(second);
             let habits = self.watch.habits(subject, first);
-            if habits.is_regular {
+            // Who was found and had to wait, and goes on, is on no further visit.
+            if habits.is_regular && !self.refused.contains_key(&subject) {
                 self.blast.visit(second);
             }
             let given = self.clients.give_habits(subject, habits, clock, window);
@@ -1351,22 +1352,20 @@ impl Engine {
             let _never_full = self.enforce(ban);
             return;
         }
-        let is_held = self.blast.since().is_some();
-        match self.blast.hold(&self.settings.blast, suspect, now) {
-            Ok(suspect) => self.ban_suspect(suspect, now),
-            Err(held) => {
-                if !is_held {
-                    let words = format!(
-                        "{}: further ones wait, the worst come first; look whom it bans (portcullis bans), and if they are to be, \
-                         raise bans.max_per_minute or bans.max_regulars",
-                        held.because
-                    );
-                    self.command(Command::Record(Event::new(now, Action::Hold, words)));
-                }
-                let why = format!("it has to wait: {}", held.because);
-                self.refuse(held.subject, held.finding, &why, now);
-            }
+        let is_told = self.blast.since().is_some();
+        let Some(because) = self.blast.hold(&self.settings.blast, &suspect, now) else {
+            self.ban_suspect(suspect, now);
+            return;
+        };
+        if !is_told {
+            let words = format!(
+                "{because}: further ones wait, the worst come first; look whom it bans (portcullis bans), and if they are to be, \
+                 raise bans.max_per_minute or bans.max_regulars"
+            );
+            self.command(Command::Record(Event::new(now, Action::Hold, words)));
         }
+        let why = format!("it has to wait: {because}");
+        self.refuse(subject, suspect.finding, &why, now);
     }
 
     fn ban_suspect(&mut self, suspect: Suspect, now: Timestamp) {

@@ -164,7 +164,7 @@ fn an_allowlisted_address_is_in_no_command_and_no_record_says_it_was_banned() {
     assert!(
         refused[0]
             .condition
-            .contains("on the allowlist (203.0.113.0/24)"),
+            .contains("on the allowlist (203.0.113.0/24: configured)"),
         "{}",
         refused[0]
     );
