@@ -20,7 +20,7 @@ use portcullis_engine::{
     time::parse_duration,
 };
 
-pub use self::setting::Setting;
+pub use self::setting::{Setting, default_of};
 use self::{reader::Reader, setting::differing};
 use crate::{
     audit,
@@ -642,7 +642,7 @@ fn declare(r: &mut Reader) -> Config {
         ),
         regulars: r.number(
             "max_regulars",
-            0.2,
+            0.05,
             0.0..=1.0,
             "Of the visitors who had been here before it bans at most this share within ten minutes (and at least twenty), the worst \
              first; 1: all of them.",

@@ -106,6 +106,15 @@ pub(super) fn differing(table: &Table) -> Vec<(String, String)> {
     found
 }
 
+/// What a key is by default, by its dotted name, as TOML.
+pub fn default_of(key: &str) -> Option<String> {
+    let defaults = super::documentation().parse::<Table>().ok()?;
+    let mut parts = key.split('.');
+    let first = defaults.get(parts.next()?)?;
+    let value = parts.try_fold(first, |value, part| value.get(part))?;
+    Some(value.to_string())
+}
+
 fn collect(prefix: &str, table: &Table, defaults: &Table, found: &mut Vec<(String, String)>) {
     for (key, value) in table {
         let name = format!("{prefix}{key}");

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::error;
 
 use super::Agent;
-use crate::config::{Adjusted, Input};
+use crate::config::{Adjusted, Input, default_of};
 
 /// Listens for the signal that asks for it.
 ///
@@ -28,25 +28,26 @@ pub struct Reloaded {
     pub needs_restart: Vec<SettingChange>,
 }
 
-/// A setting that is not what it was; as TOML, none where it is the default.
+/// A setting that is not what it was; its values as TOML.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingChange {
     /// Its dotted name.
     pub key: String,
     /// What it was.
-    pub from: Option<String>,
+    pub from: String,
     /// What the file says now.
-    pub to: Option<String>,
+    pub to: String,
 }
 
 impl std::fmt::Display for SettingChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [from, to] = [&self.from, &self.to].map(|value| {
-            value
-                .as_deref()
-                .map_or_else(|| "its default".to_owned(), short)
-        });
-        write!(f, "{}: {from} -> {to}", self.key)
+        write!(
+            f,
+            "{}: {} -> {}",
+            self.key,
+            short(&self.from),
+            short(&self.to)
+        )
     }
 }
 
@@ -89,17 +90,21 @@ impl Running {
         let wanted: BTreeMap<String, String> = adjusted.differing.iter().cloned().collect();
         let keys: std::collections::BTreeSet<&String> =
             self.differing.keys().chain(wanted.keys()).collect();
+        let value = |of: &BTreeMap<String, String>, key: &str| {
+            let given = of.get(key).cloned();
+            given.or_else(|| default_of(key)).unwrap_or_default()
+        };
         let change = |key: &&String| SettingChange {
             key: (*key).clone(),
-            from: self.differing.get(*key).cloned(),
-            to: wanted.get(*key).cloned(),
+            from: value(&self.differing, key),
+            to: value(&wanted, key),
         };
         let changes = keys.iter().map(change);
         let changes = changes.filter(|change| change.from != change.to);
         let (changed, needs_restart): (Vec<_>, Vec<_>) = changes
             .partition(|change| is_live(&change.key) && !(waits && is_by_window(&change.key)));
         for change in &changed {
-            match &change.to {
+            match wanted.get(&change.key) {
                 Some(value) => self.differing.insert(change.key.clone(), value.clone()),
                 None => self.differing.remove(&change.key),
             };
@@ -212,15 +217,12 @@ mod tests {
         );
         assert_eq!(
             said(&reloaded.changed),
-            [
-                "bans.quiet_secs: 30 -> its default",
-                "detect.z_score: its default -> 4.0"
-            ]
+            ["bans.quiet_secs: 30 -> 60", "detect.z_score: 3.0 -> 4.0"]
         );
         assert_eq!(
             said(&reloaded.needs_restart),
             [
-                "detect.max_clients: its default -> 5000",
+                "detect.max_clients: 100000 -> 5000",
                 "mode: \"enforce\" -> \"observe\""
             ]
         );
@@ -240,14 +242,14 @@ mod tests {
         ];
         let reloaded = running.change(&adjusted(&other), true);
         let changed = [
-            "bans.jitter: its default -> 0.1",
-            "mode: \"enforce\" -> its default",
+            "bans.jitter: 0.0 -> 0.1",
+            "mode: \"enforce\" -> \"observe\"",
         ];
         assert_eq!(said(&reloaded.changed), changed[..1]);
         assert_eq!(
             said(&reloaded.needs_restart),
             [
-                "detect.window_secs: its default -> 30",
+                "detect.window_secs: 60 -> 30",
                 "detect.z_score: 4.0 -> 5.0",
                 changed[1],
             ]
@@ -258,8 +260,8 @@ mod tests {
     fn a_long_list_is_cut() {
         let change = SettingChange {
             key: "bans.allow".to_owned(),
-            from: None,
-            to: Some(format!("[{}]", "\"192.0.2.1\", ".repeat(5000))),
+            from: "[]".to_owned(),
+            to: format!("[{}]", "\"192.0.2.1\", ".repeat(5000)),
         };
         assert!(change.to_string().chars().count() < 120, "{change}");
     }

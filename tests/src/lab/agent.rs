@@ -201,6 +201,10 @@ fn state_dir(lab: &Lab) -> PathBuf {
     lab.dir().join(STATE)
 }
 
+fn file(lab: &Lab) -> PathBuf {
+    lab.dir().join("portcullis.toml")
+}
+
 fn socket(lab: &Lab) -> PathBuf {
     lab.dir().join("control.sock")
 }
@@ -276,7 +280,7 @@ impl Agent {
     /// # Errors
     /// When there is no binary, or the laboratory's folder is gone.
     pub fn launch(lab: &Lab, config: &Config) -> Result<Self> {
-        let file = lab.dir().join("portcullis.toml");
+        let file = file(lab);
         fs::write(&file, config.toml(lab))?;
         if let Some(webhook) = &config.webhook {
             fs::write(lab.dir().join("webhook"), format!("{webhook}\n"))?;
@@ -299,6 +303,22 @@ impl Agent {
             lab: lab.clone(),
             config: config.clone(),
         })
+    }
+
+    /// Writes another configuration into the file that it was started with; it is not told.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn rewrite(&self, config: &Config) -> Result<()> {
+        Ok(fs::write(file(&self.lab), config.toml(&self.lab))?)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     fn ready(&mut self) -> Result<()> {

@@ -86,6 +86,14 @@ impl Tools {
         Ok(())
     }
 
+    /// Puts a file of one's own in the place of one of the host's.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn file(&self, target: &Path, by: &Path) -> Result<()> {
+        cover(target, by)
+    }
+
     /// Puts a shell script in the place of a program. The script finds the program itself as `"$real"`.
     ///
     /// # Errors
