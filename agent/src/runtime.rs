@@ -4,6 +4,7 @@ pub mod clock;
 mod explained;
 mod many;
 mod reading;
+mod salvage;
 pub mod shutdown;
 
 use std::{
@@ -106,6 +107,8 @@ pub struct Status {
     pub slack: notify::Status,
     /// Changes of the ledger that are not on disk yet.
     pub store_pending: usize,
+    /// Why none of them can be put there now.
+    pub store_error: Option<String>,
     /// Events that never came into the history.
     pub history_lost: u64,
     /// Why nothing can be put into the history now.
@@ -142,6 +145,7 @@ impl Status {
             nginx: None,
             slack: notify::Status::default(),
             store_pending: 0,
+            store_error: None,
             history_lost: 0,
             history_error: None,
         }
@@ -192,13 +196,14 @@ pub struct BanRow {
 /// What kept it from starting, one sentence with the remedy; or what broke it.
 pub async fn run(config: Config) -> Result<()> {
     let stop = shutdown::signal()?;
-    let (store, mut contents) = Store::open(&config.state_dir)?;
     let now = clock::wall();
+    let (store, mut contents) = Store::recover(&config.state_dir, now)?;
+    let protected = config.allow_host.then(host::protected).unwrap_or_default();
+    let salvaged = salvage::salvage(&mut contents, &config, &protected, now);
     let forgotten = forget_observed(&mut contents, config.mode, now);
     let history = History::open(&config.state_dir, config.history)?;
     let (notifier, slack) = start_slack(&config.slack);
 
-    let protected = config.allow_host.then(host::protected).unwrap_or_default();
     let engine = start_engine(&config, &protected, contents.saved, now);
     let allow = engine.allowlist();
     let max_bans = u32::try_from(config.engine.max_bans).unwrap_or(u32::MAX);
@@ -258,6 +263,15 @@ pub async fn run(config: Config) -> Result<()> {
     };
     agent.store.save_mode(config.mode);
     agent.save_checkpoint();
+    if let Some(salvaged) = salvaged {
+        for change in &salvaged.changes {
+            agent.store.save(change);
+        }
+        agent.store.is_made_up_for();
+        if let Some(words) = salvaged.words {
+            agent.record(&Event::new(now, Action::Notice, words));
+        }
+    }
     // Whatever happens from now on, it is known what was written since: the loop answers nobody before. A disk that fails has
     // been said to, and keeps nobody from enforcing.
     agent.store.settle(SETTLE);
@@ -481,7 +495,8 @@ impl Agent {
                     self.save_checkpoint();
                     let pace = self.reading.news(&self.counters, clock::boot());
                     let complaint = self.reading.complaint(clock::boot());
-                    for news in [pace, complaint].into_iter().flatten() {
+                    let disk = self.store.news();
+                    for news in [pace, complaint, disk].into_iter().flatten() {
                         self.record(&Event::new(clock::wall(), Action::Notice, news));
                     }
                     self.worker.catch_up();
@@ -894,6 +909,7 @@ impl Agent {
             nginx: self.nginx.as_ref().map(Nginx::status),
             slack: self.notifier.status(),
             store_pending: self.store.pending(),
+            store_error: self.store.problem(),
             history_lost: self.history.lost(),
             history_error: self.history.problem(),
         }
