@@ -43,7 +43,7 @@ use crate::{
         report::{Facts, Report},
     },
     runtime::{self, AllowRow, BanRow, Banned, Explained, Status},
-    store::Store,
+    store::{self, Store},
 };
 
 const AFTER_HELP: &str = "\
@@ -980,9 +980,7 @@ fn detach(configured: &Configured) -> Result<(), Failure> {
     let config = configuration(configured)?;
     // An agent would put everything back at once.
     let _lock = lock(&config.enforce.pin_dir)?;
-    if config.state_dir.join("ledger.redb").exists() {
-        drop(Store::open(&config.state_dir).map_err(busy)?);
-    }
+    let _state = store::lock(&config.state_dir).map_err(busy)?;
     let mut removed = enforce::remove_all(&config.enforce)?;
     if let Some(nginx) = &config.nginx
         && enforce::nginx::clear(nginx)?

@@ -400,6 +400,37 @@ fn remove_others(chosen: Backend, config: &config::Enforce) {
     }
 }
 
+/// What an earlier run has left in the kernel, whichever back end has put it there. Changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Bans, those past their time included.
+    pub bans: Vec<Entry>,
+    /// The allowlist: what was configured, what the host needs, and what operators had added. The kernel cannot tell one
+    /// from the other.
+    pub allow: Vec<IpNet>,
+    /// What happened to packets of banned sources, where that can be told.
+    pub mode: Option<Mode>,
+    /// What could not be read.
+    pub problems: Vec<String>,
+}
+
+/// Looks at what there is: in the maps that are pinned, and in the ipsets.
+#[must_use]
+pub fn left(config: &config::Enforce) -> Left {
+    let mut all = Left::default();
+    for left in [xdp::left(&config.pin_dir), iptables::left()] {
+        match left {
+            Ok(left) => {
+                all.bans.extend(left.bans);
+                all.allow.extend(left.allow);
+                all.mode = all.mode.or(left.mode);
+            }
+            Err(problem) => all.problems.push(format!("{problem:#}")),
+        }
+    }
+    all
+}
+
 /// Takes everything of ours out of the kernel, whichever back end has put it there; says what there was.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ mod many;
 mod reading;
 mod reload;
 mod requests;
+mod salvage;
 pub mod shutdown;
 
 use std::{
@@ -114,6 +115,8 @@ pub struct Status {
     pub slack: notify::Status,
     /// Changes of the ledger that are not on disk yet.
     pub store_pending: usize,
+    /// Why none of them can be put there now.
+    pub store_error: Option<String>,
     /// Events that never came into the history.
     pub history_lost: u64,
     /// Why nothing can be put into the history now.
@@ -152,6 +155,7 @@ impl Status {
             nginx: None,
             slack: notify::Status::default(),
             store_pending: 0,
+            store_error: None,
             history_lost: 0,
             history_error: None,
             needs_restart: Vec::new(),
@@ -167,17 +171,18 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     let (stop, hang_up) = (shutdown::signal()?, reload::hang_up()?);
     let running = Running::new(input, &adjusted);
     let config = adjusted.config;
-    let (store, mut contents) = Store::open(&config.state_dir)?;
     let now = clock::wall();
-    let forgotten = forget_observed(&mut contents, config.mode, now);
-    let history = History::open(&config.state_dir, config.history)?;
-    let (notifier, slack) = start_slack(&config.slack);
-
+    let (store, mut contents) = Store::recover(&config.state_dir, now)?;
     // Names may take seconds; meanwhile nobody else need wait.
     let settings = config.surroundings.clone();
     let (surroundings, around, surrounded) =
         tokio::task::spawn_blocking(|| Surroundings::start(settings)).await??;
     let (crawlers, verified) = Crawlers::start(config.crawlers.clone())?;
+    let salvaged = salvage::salvage(&mut contents, &config, &around, now);
+    let forgotten = forget_observed(&mut contents, config.mode, now);
+    let history = History::open(&config.state_dir, config.history)?;
+    let (notifier, slack) = start_slack(&config.slack);
+
     let engine = start_engine(&config, around, contents.saved, now);
     let allow = allowed(&engine);
     let max_bans = u32::try_from(config.engine.max_bans).unwrap_or(u32::MAX);
@@ -240,14 +245,15 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     };
     agent.store.save_mode(config.mode);
     agent.save_checkpoint();
+    if let Some(salvaged) = salvaged {
+        agent.keep(&salvaged.changes, salvaged.words, now);
+        agent.store.is_made_up_for();
+    }
     // Whatever happens from now on, it is known what was written since: the loop answers nobody before. A disk that fails has
     // been said to, and keeps nobody from enforcing.
     agent.store.settle(SETTLE);
     if let Some(forgotten) = forgotten {
-        for change in &forgotten.changes {
-            agent.store.save(change);
-        }
-        agent.record(&Event::new(now, Action::Notice, forgotten.words));
+        agent.keep(&forgotten.changes, Some(forgotten.words), now);
     }
     agent.announce(&config.source.logs, now);
     let mut inputs = Inputs {
@@ -419,6 +425,16 @@ struct Inputs {
 }
 
 impl Agent {
+    /// Enters what was found at the start into the ledger on disk, and says so.
+    fn keep(&self, changes: &[Change], words: Option<String>, now: Timestamp) {
+        for change in changes {
+            self.store.save(change);
+        }
+        if let Some(words) = words {
+            self.record(&Event::new(now, Action::Notice, words));
+        }
+    }
+
     /// Says that it has started, on what, and what it reads.
     fn announce(&self, logs: &[PathBuf], now: Timestamp) {
         let observing = match self.mode {
@@ -485,7 +501,8 @@ impl Agent {
                     self.save_checkpoint();
                     let pace = self.reading.news(&self.counters, clock::boot());
                     let complaint = self.reading.complaint(clock::boot());
-                    for news in [pace, complaint].into_iter().flatten() {
+                    let disk = self.store.news();
+                    for news in [pace, complaint, disk].into_iter().flatten() {
                         self.record(&Event::new(clock::wall(), Action::Notice, news));
                     }
                     self.worker.catch_up();
@@ -734,6 +751,7 @@ impl Agent {
             nginx: self.nginx.as_ref().map(Nginx::status),
             slack: self.notifier.status(),
             store_pending: self.store.pending(),
+            store_error: self.store.problem(),
             history_lost: self.history.lost(),
             history_error: self.history.problem(),
             needs_restart: self.running.needs_restart(),

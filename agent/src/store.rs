@@ -1,57 +1,42 @@
 //! The ledger on disk: what must survive a restart, in an embedded database.
 //!
-//! redb, because it is pure Rust, one file, survives a power cut by copy-on-write, and locks its file, so a second agent
-//! on the same state cannot start. Nobody waits for the disk: changes are kept in memory, the newest of each key, and a
-//! thread writes them out together. So what waits is bounded by the ledger's own bounds, and a disk that fails costs
-//! durability, which is said, but no ban.
+//! redb, because it is pure Rust, one file, and survives a power cut by copy-on-write. Nobody waits for the disk: changes
+//! are kept in memory, the newest of each key, and a thread writes them out together. So what waits is bounded by the
+//! ledger's own bounds, and a disk that fails, or cannot be written at the start, costs durability, which is said, but no
+//! ban: it is tried again until it can be. A damaged ledger is moved aside by the agent and a new one begun
+//! ([`Store::recover`]); what the kernel holds is entered into that by `runtime/salvage`.
+
+mod file;
+mod tables;
 
 use std::{
-    collections::BTreeMap,
-    fs::OpenOptions,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
-use portcullis_engine::{Saved, command::Change};
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use serde::de::DeserializeOwned;
+use anyhow::{Context as _, Result};
+use portcullis_engine::{Saved, Timestamp, command::Change};
+use redb::Database;
 use tracing::{error, info, warn};
 
-use crate::{enforce::Mode, source::checkpoint::Checkpoint};
-
-/// Version of the tables' contents.
-const SCHEMA: u64 = 1;
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Subject → [`portcullis_engine::Ban`] as JSON.
-const BANS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("bans");
-/// Subject → [`portcullis_engine::ledger::Offences`] as JSON.
-const OFFENCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("offences");
-/// Network → [`portcullis_engine::command::Allowed`] as JSON.
-const ALLOW: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("allow");
-/// `baseline`, `checkpoint` and `mode`, as JSON.
-const LEARNT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("learnt");
-
-/// A table of the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Table {
-    Bans,
-    Offences,
-    Allow,
-    Learnt,
-}
-
-/// Newest value of each key that is not on disk yet; `None` deletes.
-type Pending = BTreeMap<(Table, String), Option<Vec<u8>>>;
+pub use self::file::{Lock, lock_of as lock};
+use self::{
+    file::{Place, Trouble, guarded},
+    tables::{LOST, Pending, Table},
+};
+use crate::{enforce::Mode, runtime::clock, source::checkpoint::Checkpoint};
 
 #[derive(Debug, Default)]
 struct Queue {
     pending: Pending,
-    /// What was pending is being written.
-    is_writing: bool,
+    /// So many that were pending are being written.
+    writing: usize,
+    /// Why the newest try failed, until one succeeds.
+    problem: Option<String>,
+    /// What has become of the disk, and nobody was told of yet.
+    news: Option<String>,
     /// No more comes.
     is_closing: bool,
 }
@@ -86,64 +71,97 @@ pub struct Contents {
     pub checkpoint: Option<Checkpoint>,
     /// The mode that all this was decided in.
     pub mode: Option<Mode>,
+    /// What is not here, though it was decided; the kernel may know of it.
+    pub lost: Option<Lost>,
 }
 
-/// How long a disk that fails is left alone before the next try.
-const RETRY: Duration = Duration::from_secs(1);
+/// What a ledger has lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// All: it was damaged.
+    All {
+        /// What is wrong with it.
+        why: String,
+        /// Where the damaged file is now; none where it could not be moved, or was before.
+        aside: Option<PathBuf>,
+    },
+    /// The newest, perhaps: the disk cannot be written, so it could not be by a run before, either.
+    Newest,
+}
+
+/// How long a disk that fails is left alone before the next try. To open a large ledger anew takes a second.
+const RETRY: Duration = Duration::from_secs(2);
 
 impl Store {
-    /// Opens the database in `dir`, or makes it.
+    /// Opens the database in `dir`, or makes it. What the agent would get over is an error here: see [`Store::recover`].
     ///
     /// # Errors
-    /// One sentence with the remedy: another agent, no rights, a damaged or newer database.
+    /// One sentence with the remedy: another agent, no rights, a full disk, a damaged or newer database.
     pub fn open(dir: &Path) -> Result<(Self, Contents)> {
-        // It holds addresses of people; and whoever can open the ledger can hold its lock.
-        let mut folder = std::fs::DirBuilder::new();
-        folder
-            .recursive(true)
-            .mode(0o750)
-            .create(dir)
-            .with_context(|| {
-                format!(
-                    "cannot make the state folder {}: correct state.dir, or its rights",
-                    dir.display()
-                )
-            })?;
-        let path = dir.join("ledger.redb");
-        drop(
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .with_context(|| format!("cannot open {}: correct its rights", path.display()))?,
-        );
-        let database = Database::create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => anyhow::anyhow!(
-                "another agent is running with {}: there can be one on a host (`portcullis status` shows it)",
-                path.display()
-            ),
-            error => anyhow::Error::new(error).context(format!(
-                "cannot open {}: if it is damaged, move it away and start again with an empty ledger",
-                path.display()
-            )),
-        })?;
-        let contents =
-            read(&database).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut place = Place::new(dir);
+        let opened = place.open().and_then(|database| {
+            let contents = guarded(|| tables::read(&database))?;
+            Ok((database, contents))
+        });
+        let (database, contents) = opened.map_err(Trouble::into_error)?;
+        let writer = Writer::new(place, Some(database));
+        Ok((Self::start(writer, None)?, contents))
+    }
+
+    /// As [`Store::open`], for the agent. Where the disk is full or read-only, what is there is read, and written to when it
+    /// can be. A damaged database is moved aside and a new one begun: then the contents say what was lost.
+    ///
+    /// # Errors
+    /// One sentence with the remedy: another agent, no rights, a newer database.
+    pub fn recover(dir: &Path, now: Timestamp) -> Result<(Self, Contents)> {
+        let mut place = Place::new(dir);
+        let mut opened = place.open().and_then(|database| {
+            let contents = guarded(|| tables::read(&database))?;
+            Ok((Some(database), contents, None))
+        });
+        if let Err(Trouble::Disk(problem)) = opened {
+            opened = place.peek().map(|mut contents| {
+                contents.lost.get_or_insert(Lost::Newest);
+                (None, contents, Some(problem))
+            });
+        }
+        let (database, contents, problem) = match opened {
+            Ok(opened) => opened,
+            Err(Trouble::Damaged(why)) => {
+                let why = format!("{why:#}");
+                error!("{why}; a new ledger is begun");
+                let (database, aside, problem) = match place.replace(now) {
+                    Ok((database, aside)) => (Some(database), Some(aside), None),
+                    Err(Trouble::Disk(problem)) => (None, None, Some(problem)),
+                    Err(trouble) => return Err(trouble.into_error()),
+                };
+                let contents = Contents {
+                    lost: Some(Lost::All { why, aside }),
+                    ..Contents::default()
+                };
+                (database, contents, problem)
+            }
+            Err(trouble) => return Err(trouble.into_error()),
+        };
+        let mut writer = Writer::new(place, database);
+        writer.is_begun_anew = matches!(contents.lost, Some(Lost::All { .. }));
+        Ok((Self::start(writer, problem)?, contents))
+    }
+
+    fn start(mut writer: Writer, problem: Option<anyhow::Error>) -> Result<Self> {
         let shared = Arc::new(Shared::default());
+        if let Some(problem) = problem {
+            writer.fail(&problem, &mut shared.lock());
+        }
         let for_thread = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || write_all(&database, &path, &for_thread))
+            .spawn(move || writer.write_all(&for_thread))
             .context("cannot start the store's thread")?;
-        Ok((
-            Self {
-                shared,
-                writer: Some(writer),
-            },
-            contents,
-        ))
+        Ok(Self {
+            shared,
+            writer: Some(writer),
+        })
     }
 
     /// Makes a change durable, soon.
@@ -175,28 +193,51 @@ impl Store {
         self.put(Table::Learnt, "mode".to_owned(), json(&mode));
     }
 
+    /// What could be had in place of a lost ledger was saved: from when that is on disk, this ledger stands for itself.
+    pub fn is_made_up_for(&self) {
+        self.put(Table::Learnt, LOST.to_owned(), None);
+    }
+
     fn put(&self, table: Table, key: String, value: Option<Vec<u8>>) {
         self.shared.lock().pending.insert((table, key), value);
         self.shared.changed.notify_one();
     }
 
-    /// Waits until all that was saved is on disk, but not longer than that; says whether it is.
+    /// Waits until all that was saved is on disk, but not longer than that, and not for a disk that fails; says whether it is.
     pub fn settle(&self, most: Duration) -> bool {
-        let is_on_its_way = |queue: &mut Queue| queue.is_writing || !queue.pending.is_empty();
+        let is_on_its_way = |queue: &mut Queue| !queue.is_settled() && queue.problem.is_none();
         let queue = self.shared.lock();
-        let (queue, waited) = self
+        let (queue, _) = self
             .shared
             .written
             .wait_timeout_while(queue, most, is_on_its_way)
             .unwrap_or_else(PoisonError::into_inner);
-        drop(queue);
-        !waited.timed_out()
+        queue.is_settled()
     }
 
     /// Changes that are not on disk yet.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.shared.lock().pending.len()
+        let queue = self.shared.lock();
+        queue.pending.len() + queue.writing
+    }
+
+    /// Why nothing can be put on disk now; it waits, and is tried again.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.shared.lock().problem.clone()
+    }
+
+    /// That the disk has begun to fail, or is well again, once.
+    #[must_use]
+    pub fn news(&self) -> Option<String> {
+        self.shared.lock().news.take()
+    }
+}
+
+impl Queue {
+    fn is_settled(&self) -> bool {
+        self.writing == 0 && self.pending.is_empty()
     }
 }
 
@@ -219,225 +260,141 @@ fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
         .ok()
 }
 
-fn write_all(database: &Database, path: &Path, shared: &Shared) {
-    let mut failing = false;
-    loop {
-        let mut queue = shared
-            .changed
-            .wait_while(shared.lock(), |queue| {
-                queue.pending.is_empty() && !queue.is_closing
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        let (changes, closing) = (std::mem::take(&mut queue.pending), queue.is_closing);
-        queue.is_writing = true;
-        drop(queue);
-        if changes.is_empty() && closing {
-            return;
+/// The thread that writes.
+struct Writer {
+    place: Place,
+    /// None until it can be opened: at a start with a full disk, and after an error, since redb refuses everything then.
+    database: Option<Database>,
+    /// What is pending stands for all that a damaged database held.
+    is_begun_anew: bool,
+    is_failing: bool,
+}
+
+impl Writer {
+    const fn new(place: Place, database: Option<Database>) -> Self {
+        Self {
+            place,
+            database,
+            is_begun_anew: false,
+            is_failing: false,
         }
-        let result = write(database, &changes);
-        let mut queue = shared.lock();
-        queue.is_writing = false;
-        match result {
-            Ok(()) if failing => {
-                info!("{} can be written again", path.display());
-                failing = false;
+    }
+
+    fn write_all(mut self, shared: &Shared) {
+        loop {
+            let mut queue = shared
+                .changed
+                .wait_while(shared.lock(), |queue| {
+                    queue.pending.is_empty() && !queue.is_closing
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            let (changes, closing) = (std::mem::take(&mut queue.pending), queue.is_closing);
+            queue.writing = changes.len();
+            drop(queue);
+            if changes.is_empty() && closing {
+                return;
             }
-            Ok(()) => {}
-            Err(problem) => {
-                if !failing {
-                    error!(
-                        "cannot write {}: {problem:#}; bans are enforced all the same, but would not survive a restart",
-                        path.display()
+            let result = self.write(&changes);
+            let mut queue = shared.lock();
+            queue.writing = 0;
+            match result {
+                Ok(()) => self.succeed(&mut queue),
+                Err(problem) => {
+                    for (key, value) in changes {
+                        // What has come meanwhile is newer.
+                        queue.pending.entry(key).or_insert(value);
+                    }
+                    self.fail(&problem, &mut queue);
+                    if closing {
+                        error!("{} changes of the ledger are lost", queue.pending.len());
+                        return;
+                    }
+                    shared.written.notify_all();
+                    drop(
+                        shared
+                            .changed
+                            .wait_timeout_while(queue, RETRY, |queue| !queue.is_closing),
                     );
+                    continue;
                 }
-                failing = true;
-                for (key, value) in changes {
-                    // What has come meanwhile is newer.
-                    queue.pending.entry(key).or_insert(value);
-                }
-                if closing {
-                    error!("{} changes of the ledger are lost", queue.pending.len());
-                    return;
-                }
-                drop(
-                    shared
-                        .changed
-                        .wait_timeout_while(queue, RETRY, |queue| !queue.is_closing),
-                );
+            }
+            drop(queue);
+            shared.written.notify_all();
+        }
+    }
+
+    fn write(&mut self, changes: &Pending) -> Result<()> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => self.reopen()?,
+        };
+        let written = guarded(|| tables::write(&database, changes));
+        match written {
+            Ok(()) => {
+                self.database = Some(database);
+                Ok(())
+            }
+            Err(trouble) => {
+                // To be opened anew: until then redb does nothing after an error, and its closing may panic as well.
+                drop(guarded(|| {
+                    drop(database);
+                    Ok(())
+                }));
+                Err(self.explained(trouble))
             }
         }
-        shared.written.notify_all();
     }
-}
 
-fn write(database: &Database, changes: &Pending) -> Result<()> {
-    let transaction = database.begin_write()?;
-    {
-        let mut bans = transaction.open_table(BANS)?;
-        let mut offences = transaction.open_table(OFFENCES)?;
-        let mut allow = transaction.open_table(ALLOW)?;
-        let mut learnt = transaction.open_table(LEARNT)?;
-        for ((table, key), value) in changes {
-            let table = match table {
-                Table::Bans => &mut bans,
-                Table::Offences => &mut offences,
-                Table::Allow => &mut allow,
-                Table::Learnt => &mut learnt,
-            };
-            match value {
-                Some(value) => table.insert(key.as_str(), value.as_slice())?,
-                None => table.remove(key.as_str())?,
-            };
+    /// Opens the database again, or for the first time: what is pending goes into what is there.
+    fn reopen(&mut self) -> Result<Database> {
+        match self.place.open() {
+            Ok(database) => Ok(database),
+            // The disk was in the way of it at the start.
+            Err(Trouble::Damaged(_)) if self.is_begun_anew => {
+                let replaced = self.place.replace(clock::wall());
+                let (database, aside) = replaced.map_err(|trouble| self.explained(trouble))?;
+                warn!("the damaged ledger is {} now", aside.display());
+                Ok(database)
+            }
+            Err(trouble) => Err(self.explained(trouble)),
         }
     }
-    transaction.commit()?;
-    Ok(())
-}
 
-fn read(database: &Database) -> Result<Contents> {
-    let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        let schema = meta.get("schema")?.map(|schema| schema.value());
-        match schema {
-            None => drop(meta.insert("schema", SCHEMA)?),
-            Some(SCHEMA) => {}
-            Some(other) => bail!(
-                "it was written by another version of Portcullis (schema {other}, this one knows {SCHEMA}): use that version, or move it away"
-            ),
-        }
-        // So that reading finds them.
-        for table in [BANS, OFFENCES, ALLOW, LEARNT] {
-            transaction.open_table(table)?;
+    fn explained(&self, trouble: Trouble) -> anyhow::Error {
+        match trouble {
+            Trouble::Damaged(why) => why.context(format!(
+                "{} was damaged while the agent runs: restart it, and it begins a new one with the bans that the kernel has",
+                self.place.path().display()
+            )),
+            trouble => trouble.into_error(),
         }
     }
-    transaction.commit()?;
-    let transaction = database.begin_read()?;
-    let mut contents = Contents::default();
-    for item in transaction.open_table(BANS)?.iter()? {
-        let (key, value) = item?;
-        contents
-            .saved
-            .bans
-            .extend(decoded(key.value(), value.value()));
-    }
-    for item in transaction.open_table(OFFENCES)?.iter()? {
-        let (key, value) = item?;
-        if let (Ok(subject), Some(offences)) =
-            (key.value().parse(), decoded(key.value(), value.value()))
-        {
-            contents.saved.offences.push((subject, offences));
-        }
-    }
-    for item in transaction.open_table(ALLOW)?.iter()? {
-        let (key, value) = item?;
-        if let (Ok(net), Some(allowed)) = (key.value().parse(), decoded(key.value(), value.value()))
-        {
-            contents.saved.allow.push((net, allowed));
-        }
-    }
-    let learnt = transaction.open_table(LEARNT)?;
-    contents.saved.baseline = learnt
-        .get("baseline")?
-        .and_then(|value| decoded("baseline", value.value()));
-    contents.checkpoint = learnt
-        .get("checkpoint")?
-        .and_then(|value| decoded("checkpoint", value.value()));
-    contents.mode = learnt
-        .get("mode")?
-        .and_then(|value| decoded("mode", value.value()));
-    Ok(contents)
-}
 
-/// One damaged value costs itself, not the ledger.
-fn decoded<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
-    serde_json::from_slice(value)
-        .inspect_err(|error| warn!("the ledger's value of {key} is unreadable: {error}"))
-        .ok()
+    fn fail(&mut self, problem: &anyhow::Error, queue: &mut Queue) {
+        let words = format!("{problem:#}");
+        if !std::mem::replace(&mut self.is_failing, true) {
+            let news = format!(
+                "cannot write {}: {words}; bans are enforced all the same, but what is decided would not survive a restart",
+                self.place.path().display()
+            );
+            error!("{news}");
+            queue.news = Some(news);
+        }
+        queue.problem = Some(words);
+    }
+
+    fn succeed(&mut self, queue: &mut Queue) {
+        queue.problem = None;
+        if std::mem::replace(&mut self.is_failing, false) {
+            let news = format!(
+                "{} can be written again: what was decided meanwhile is in it",
+                self.place.path().display()
+            );
+            info!("{news}");
+            queue.news = Some(news);
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use portcullis_engine::{Ban, Origin, Term, Timestamp, command::Allowed, ledger::Offences};
-
-    use super::*;
-
-    fn ban(text: &str) -> Ban {
-        Ban {
-            subject: text.parse().unwrap(),
-            since: Timestamp::from_secs(1),
-            term: Term::Permanent,
-            tier: Some(4),
-            origin: Origin::Detector,
-            reason: "z 9.0 > 3".to_owned(),
-            finding: None,
-            observe: false,
-            gate: portcullis_engine::Gate::Wire,
-            extended: 0,
-            by: None,
-            once_confirmed: None,
-        }
-    }
-
-    #[test]
-    fn what_was_saved_is_there_after_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, contents) = Store::open(folder.path()).unwrap();
-        assert!(contents.saved.bans.is_empty() && contents.checkpoint.is_none());
-        let offences = Offences {
-            count: 4,
-            last: Timestamp::from_secs(9),
-        };
-        store.save(&Change::Ban(ban("192.0.2.1")));
-        store.save(&Change::Ban(ban("2001:db8::/64")));
-        store.save(&Change::Offences("192.0.2.1".parse().unwrap(), offences));
-        store.save(&Change::Unban("2001:db8::/64".parse().unwrap()));
-        let allowed = Allowed {
-            since: Timestamp::from_secs(9),
-            by: "root".to_owned(),
-            reason: "a monitor".to_owned(),
-        };
-        let nets = ["203.0.113.0/24", "2001:db8:7::/48"].map(|net| net.parse().unwrap());
-        for net in nets {
-            store.save(&Change::Allow(net, Some(allowed.clone())));
-        }
-        store.save(&Change::Allow(nets[1], None));
-        store.save_checkpoint(&Checkpoint::default());
-        assert!(store.settle(Duration::from_mins(1)));
-        assert_eq!(store.pending(), 0);
-        drop(store);
-        let (_store, contents) = Store::open(folder.path()).unwrap();
-        assert_eq!(contents.saved.bans, [ban("192.0.2.1")]);
-        assert_eq!(
-            contents.saved.offences,
-            [("192.0.2.1".parse().unwrap(), offences)]
-        );
-        assert_eq!(contents.saved.allow, [(nets[0], allowed)]);
-        assert_eq!(contents.checkpoint, Some(Checkpoint::default()));
-    }
-
-    #[test]
-    fn a_second_agent_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (_store, _) = Store::open(folder.path()).unwrap();
-        let error = Store::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("another agent is running"), "{error}");
-    }
-
-    #[test]
-    fn a_newer_ledger_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path()).unwrap());
-        let database = Database::open(folder.path().join("ledger.redb")).unwrap();
-        let transaction = database.begin_write().unwrap();
-        transaction
-            .open_table(META)
-            .unwrap()
-            .insert("schema", SCHEMA + 1)
-            .unwrap();
-        transaction.commit().unwrap();
-        drop(database);
-        let error = format!("{:#}", Store::open(folder.path()).unwrap_err());
-        assert!(error.contains("another version"), "{error}");
-    }
-}
+mod tests;

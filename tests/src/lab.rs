@@ -15,6 +15,7 @@ pub mod client;
 pub mod clock;
 pub mod container;
 pub mod crossing;
+pub mod disk;
 pub mod echo;
 pub mod kernel;
 pub mod latency;

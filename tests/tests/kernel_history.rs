@@ -1,13 +1,8 @@
 //! The history on a disk that is full, or read-only.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use anyhow::Result;
 use portcullis::{
     audit::{History, Settings, verify},
     enforce::Mode,
@@ -17,6 +12,7 @@ use portcullis_tests::lab::{
     Lab,
     agent::{Agent, Config},
     client_v4,
+    disk::Disk,
     log::Appender,
     nginx::Nginx,
     wait::eventually,
@@ -28,49 +24,6 @@ const SETTINGS: Settings = Settings {
     max_bytes: 1 << 30,
     keep: 8,
 };
-
-/// A small disk; gone on drop.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(path: &Path, size: &str) -> Result<Self> {
-        fs::create_dir_all(path)?;
-        let options = format!("size={size}");
-        let none = MsFlags::empty();
-        mount(Some("tmpfs"), path, Some("tmpfs"), none, Some(&*options))
-            .with_context(|| format!("cannot mount a tmpfs at {}", path.display()))?;
-        Ok(Self(path.to_owned()))
-    }
-
-    fn set_read_only(&self, is: bool) -> Result<()> {
-        let read_only = if is {
-            MsFlags::MS_RDONLY
-        } else {
-            MsFlags::empty()
-        };
-        let flags = MsFlags::MS_REMOUNT | read_only;
-        mount(Some("tmpfs"), &self.0, None::<&str>, flags, None::<&str>)?;
-        Ok(())
-    }
-
-    fn fill(&self) {
-        // It is to be full, not the file to be whole.
-        let ballast = std::iter::repeat_n([7; 4096], 16_384).flatten();
-        let _full = fs::write(self.0.join("ballast"), ballast.collect::<Vec<u8>>());
-    }
-
-    fn make_room(&self) -> Result<()> {
-        Ok(fs::remove_file(self.0.join("ballast"))?)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
-            eprintln!("cannot unmount {}: {error}", self.0.display());
-        }
-    }
-}
 
 fn record(history: &History, numbers: std::ops::Range<u64>) {
     for number in numbers {
@@ -96,26 +49,26 @@ fn a_disk_that_is_full_at_the_start_and_later_costs_no_line() -> Result<()> {
     let folder = TempDir::new()?;
     let disk = Disk::new(&folder.path().join("state"), "256k")?;
     disk.fill();
-    let history = History::open(&disk.0, SETTINGS)?;
+    let history = History::open(disk.path(), SETTINGS)?;
     record(&history, 0..100);
     fails(&history)?;
-    assert_eq!(lines(&disk.0), 0);
+    assert_eq!(lines(disk.path()), 0);
     disk.make_room()?;
     eventually("the first lines", SOON, || {
-        Ok((lines(&disk.0) == 100).then_some(()))
+        Ok((lines(disk.path()) == 100).then_some(()))
     })?;
     disk.fill();
     record(&history, 100..300);
     fails(&history)?;
-    let report = verify::folder(&disk.0, None)?;
+    let report = verify::folder(disk.path(), None)?;
     assert!(report.is_unbroken() && report.lines < 300, "{report:#?}");
     disk.make_room()?;
     eventually("the others", SOON, || {
-        Ok((lines(&disk.0) == 300).then_some(()))
+        Ok((lines(disk.path()) == 300).then_some(()))
     })?;
     assert_eq!(history.lost(), 0);
     drop(history);
-    let report = verify::folder(&disk.0, None)?;
+    let report = verify::folder(disk.path(), None)?;
     assert!(
         report.is_unbroken() && report.notes.is_empty(),
         "{report:#?}"
@@ -128,15 +81,15 @@ fn a_disk_that_is_read_only_at_the_start_costs_no_line() -> Result<()> {
     let folder = TempDir::new()?;
     let disk = Disk::new(&folder.path().join("state"), "256k")?;
     disk.set_read_only(true)?;
-    let history = History::open(&disk.0, SETTINGS)?;
+    let history = History::open(disk.path(), SETTINGS)?;
     record(&history, 0..100);
     fails(&history)?;
     disk.set_read_only(false)?;
     eventually("the lines", SOON, || {
-        Ok((lines(&disk.0) == 100).then_some(()))
+        Ok((lines(disk.path()) == 100).then_some(()))
     })?;
     drop(history);
-    assert!(verify::folder(&disk.0, None)?.is_unbroken());
+    assert!(verify::folder(disk.path(), None)?.is_unbroken());
     Ok(())
 }
 
@@ -161,7 +114,7 @@ fn an_agent_on_a_full_disk_starts_and_bans_and_has_it_on_record_later() -> Resul
     disk.make_room()?;
     agent.event("ban", "198.19.0.1", 1, SOON)?;
     agent.terminate(SOON)?;
-    let report = verify::folder(&disk.0, None)?;
+    let report = verify::folder(disk.path(), None)?;
     assert!(report.is_unbroken(), "{report:#?}");
     Ok(())
 }

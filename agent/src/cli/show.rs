@@ -275,6 +275,15 @@ pub(super) fn status(s: &Status) -> String {
             format!("{} changes for the back end", s.enforce_aside),
         );
     }
+    if let Some(error) = &s.store_error {
+        line(
+            "ERROR",
+            format!(
+                "{} changes of the ledger are not on disk, and would not survive a restart: {error}",
+                s.store_pending
+            ),
+        );
+    }
     if let Some(error) = &s.history_error {
         line("ERROR", format!("nothing is put on record now: {error}"));
     }

@@ -35,7 +35,7 @@ use self::{
         restore_each, save,
     },
 };
-use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Mode, Page};
+use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Left, Mode, Page};
 
 pub use self::sets::MAX_LIFETIME;
 
@@ -369,18 +369,56 @@ impl Enforcer for Iptables {
     }
 }
 
+/// What an earlier run has left in the kernel; nothing where there is nothing. Changes nothing.
+///
+/// # Errors
+/// When a set that is there cannot be read.
+pub fn left() -> Result<Left> {
+    let mut left = Left::default();
+    if our_sets()?.is_empty() {
+        return Ok(left);
+    }
+    for family in families() {
+        for (set, observed) in [(family.bans, false), (family.observed, true)] {
+            let bans = listed(set)?.into_iter();
+            left.bans.extend(bans.map(|ban| Entry { observed, ..ban }));
+        }
+        let allow = listed(family.allow)?.into_iter();
+        left.allow.extend(allow.map(|entry| entry.subject.net()));
+        if let Some(rules) = family.listed()? {
+            let [.., drop] = family.rules(Mode::Enforce);
+            let drops = rules.iter().any(|rule| rule.text == drop);
+            left.mode = Some(if drops { Mode::Enforce } else { Mode::Observe });
+        }
+    }
+    Ok(left)
+}
+
+/// The entries of a set; none where there is no such set.
+fn listed(set: &str) -> Result<Vec<Entry>> {
+    match save(set) {
+        Ok(listing) => Ok(entries(&listing)),
+        Err(failure) if failure.reason.contains("does not exist") => Ok(Vec::new()),
+        Err(failure) => Err(failure).with_context(|| format!("cannot list the ipset {set}")),
+    }
+}
+
+/// Which of our sets there are. Where there are none there is no rule of ours, as a rule keeps its set.
+fn our_sets() -> Result<Vec<String>> {
+    let sets = match run("ipset", &["-n", "list"], String::new()) {
+        Err(failure) if failure.is_unavailable => return Ok(Vec::new()),
+        sets => sets.context("cannot list the ipsets")?,
+    };
+    let is_ours = |set: &&str| FAMILIES.iter().any(|family| family.sets().contains(set));
+    Ok(sets.lines().filter(is_ours).map(str::to_owned).collect())
+}
+
 /// Takes out what an earlier run has left in the kernel; says whether there was anything.
 ///
 /// # Errors
 /// When something could not be taken out; the rest is.
 pub fn remove_leftovers() -> Result<bool> {
-    // Where there are no sets there is no rule of ours, as a rule keeps its set.
-    let sets = match run("ipset", &["-n", "list"], String::new()) {
-        Err(failure) if failure.is_unavailable => return Ok(false),
-        sets => sets.context("cannot list the ipsets")?,
-    };
-    let is_ours = |set| FAMILIES.iter().any(|family| family.sets().contains(&set));
-    if !sets.lines().any(is_ours) {
+    if our_sets()?.is_empty() {
         return Ok(false);
     }
     remove(families())?;

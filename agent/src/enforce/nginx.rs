@@ -237,6 +237,17 @@ pub fn is_there(settings: &Settings) -> Result<bool> {
     Ok(there.is_some())
 }
 
+/// Whom the file that an earlier run has left bans. Changes nothing.
+///
+/// # Errors
+/// When it cannot be read, or is somebody else's.
+pub fn left(settings: &Settings) -> Result<BTreeSet<Subject>> {
+    let include = Include::new(&settings.include, settings.form)?;
+    let content = include.read()?.unwrap_or_default();
+    include.claim(&content)?;
+    Ok(include.banned(&content).unwrap_or_default())
+}
+
 /// Takes every ban out of the file, and has Nginx read it. Says whether there was anything. Not while an agent writes it.
 ///
 /// # Errors

@@ -8,6 +8,7 @@
 mod batch;
 mod explain;
 mod front;
+mod left;
 mod noted;
 mod pins;
 pub(crate) mod whose;
@@ -42,8 +43,11 @@ use portcullis_common::{
 use portcullis_engine::Subject;
 use tracing::{info, warn};
 
-pub use self::pins::{Lock, lock};
 use self::{front::FrontFilter, noted::Noted, pins::Pins};
+pub use self::{
+    left::left,
+    pins::{Lock, lock},
+};
 use super::{Backend, Change, Counters, Cursor, Enforcer, Entry, Lifetime, Mode, Page};
 use crate::runtime::clock;
 
@@ -433,16 +437,7 @@ impl Xdp {
 
     /// What the kernel's allowlist holds.
     fn allowed(&self) -> Result<BTreeSet<IpNet>> {
-        let v4 = self.allow_v4.keys().map(|key| {
-            let key = key?;
-            // A stranger's key may have bits behind its prefix; to the kernel it is the same one.
-            Ok(prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())?.trunc())
-        });
-        let v6 = self.allow_v6.keys().map(|key| {
-            let key = key?;
-            Ok(prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())?.trunc())
-        });
-        v4.chain(v6).collect()
+        allowed(&self.allow_v4, &self.allow_v6)
     }
 
     /// Makes the kernel's allowlist what it is to be; says whether it was not. New entries come first, then the old ones
@@ -494,38 +489,12 @@ impl Xdp {
 
     /// Some entries of the ban maps, as they are there, and where to go on.
     fn values_from(&self, from: Cursor) -> Result<Page<(Subject, Value)>> {
-        let host_v4 = |octets: [u8; 4]| prefix_of(Ipv4Addr::from(octets).into(), 32);
-        let network_v6 = |octets: [u8; 8]| {
-            let address = u128::from(u64::from_be_bytes(octets)) << 64;
-            prefix_of(Ipv6Addr::from(address).into(), 64)
-        };
-        let host_v6 = |octets: [u8; 16]| prefix_of(Ipv6Addr::from(octets).into(), 128);
         let (values, next) = match from.place {
             0 => some(&self.bans_v4, from.at, host_v4)?,
             1 => some(&self.bans_v6, from.at, network_v6)?,
             2 => some(&self.bans_v6_host, from.at, host_v6)?,
-            3 => (
-                self.cidr_v4
-                    .iter()
-                    .map(|item| {
-                        let (key, value) = item?;
-                        let net = prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())?;
-                        Ok((Subject::of_net(net), value))
-                    })
-                    .collect::<Result<_>>()?,
-                None,
-            ),
-            _ => (
-                self.cidr_v6
-                    .iter()
-                    .map(|item| {
-                        let (key, value) = item?;
-                        let net = prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())?;
-                        Ok((Subject::of_net(net), value))
-                    })
-                    .collect::<Result<_>>()?,
-                None,
-            ),
+            3 => (prefixes_v4(&self.cidr_v4)?, None),
+            _ => (prefixes_v6(&self.cidr_v6)?, None),
         };
         let next = next.map_or_else(
             || from.next_place(5),
@@ -808,6 +777,57 @@ fn some<K: aya::Pod + Default>(
         .into_iter()
         .map(|(key, value)| Ok((Subject::of_net(net(key)?), value)));
     Ok((entries.collect::<Result<_>>()?, next))
+}
+
+fn host_v4(octets: [u8; 4]) -> Result<IpNet> {
+    prefix_of(Ipv4Addr::from(octets).into(), 32)
+}
+
+fn network_v6(octets: [u8; 8]) -> Result<IpNet> {
+    let address = u128::from(u64::from_be_bytes(octets)) << 64;
+    prefix_of(Ipv6Addr::from(address).into(), 64)
+}
+
+fn host_v6(octets: [u8; 16]) -> Result<IpNet> {
+    prefix_of(Ipv6Addr::from(octets).into(), 128)
+}
+
+/// All entries of a trie.
+fn prefixes_v4(map: &LpmTrie<MapData, [u8; 4], Value>) -> Result<Vec<(Subject, Value)>> {
+    map.iter()
+        .map(|item| {
+            let (key, value) = item?;
+            let net = prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())?;
+            Ok((Subject::of_net(net), value))
+        })
+        .collect()
+}
+
+/// All entries of a trie.
+fn prefixes_v6(map: &LpmTrie<MapData, [u8; 16], Value>) -> Result<Vec<(Subject, Value)>> {
+    map.iter()
+        .map(|item| {
+            let (key, value) = item?;
+            let net = prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())?;
+            Ok((Subject::of_net(net), value))
+        })
+        .collect()
+}
+
+/// What an allowlist in the kernel holds. A stranger's key may have bits behind its prefix; to the kernel it is the same one.
+fn allowed(
+    v4: &LpmTrie<MapData, [u8; 4], u32>,
+    v6: &LpmTrie<MapData, [u8; 16], u32>,
+) -> Result<BTreeSet<IpNet>> {
+    let v4 = v4.keys().map(|key| {
+        let key = key?;
+        Ok(prefix_of(Ipv4Addr::from(key.data()).into(), key.prefix_len())?.trunc())
+    });
+    let v6 = v6.keys().map(|key| {
+        let key = key?;
+        Ok(prefix_of(Ipv6Addr::from(key.data()).into(), key.prefix_len())?.trunc())
+    });
+    v4.chain(v6).collect()
 }
 
 /// New entries of one map, each with its place among the changes.

@@ -157,7 +157,8 @@ impl Pins {
         self.dir.exists() || !self.other_schemas().is_empty()
     }
 
-    fn pinned_links(&self) -> Vec<PathBuf> {
+    /// Where links are pinned, of whatever interface.
+    pub(super) fn pinned_links(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.links()).into_iter().flatten();
         entries
             .filter_map(|entry| Some(entry.ok()?.path()))
