@@ -824,6 +824,11 @@ const WAITING_MESSAGES: usize = 16_384;
 fn log() -> WorkerGuard {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // Below that they name the hosts of webhooks, which are nobody's business.
+    let quiet = ["reqwest=warn", "hyper_util=warn"]
+        .into_iter()
+        .flat_map(str::parse);
+    let filter = quiet.fold(filter, tracing_subscriber::EnvFilter::add_directive);
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING_MESSAGES)
         .finish(io::stderr());

@@ -23,7 +23,6 @@ use portcullis_engine::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tracing::{debug, error, info, warn};
@@ -44,7 +43,7 @@ use crate::{
         worker::{Job, Latency, Worker},
     },
     host,
-    notify::{self, Notifier, slack},
+    notify::{self, Notifier},
     source::{self, Batch, follow},
     store::{self, Store},
 };
@@ -102,8 +101,10 @@ pub struct Status {
     pub unreadable: Vec<Unreadable>,
     /// Bans in Nginx, where that is configured.
     pub nginx: Option<nginx::Status>,
-    /// Slack.
+    /// Word to people, by Slack.
     pub slack: notify::Status,
+    /// Word to programs, by the generic webhook.
+    pub webhook: notify::Status,
     /// Changes of the ledger that are not on disk yet.
     pub store_pending: usize,
     /// Events that never came into the history.
@@ -141,6 +142,7 @@ impl Status {
             unreadable: Vec::new(),
             nginx: None,
             slack: notify::Status::default(),
+            webhook: notify::Status::default(),
             store_pending: 0,
             history_lost: 0,
             history_error: None,
@@ -196,7 +198,7 @@ pub async fn run(config: Config) -> Result<()> {
     let now = clock::wall();
     let forgotten = forget_observed(&mut contents, config.mode, now);
     let history = History::open(&config.state_dir, config.history)?;
-    let (notifier, slack) = start_slack(&config.slack);
+    let (notifier, couriers) = Notifier::start(&config);
 
     let protected = config.allow_host.then(host::protected).unwrap_or_default();
     let engine = start_engine(&config, &protected, contents.saved, now);
@@ -297,9 +299,7 @@ pub async fn run(config: Config) -> Result<()> {
         .as_ref()
         .map_or_else(|error| format!("{error:#}"), |signal| (*signal).to_owned());
     agent.stop(&why, outcomes).await;
-    if let Some(task) = slack {
-        task.await.context("the Slack task has panicked")?;
-    }
+    notify::ended(couriers).await?;
     result.map(drop)
 }
 
@@ -347,31 +347,6 @@ fn forget_observed(
         changes: bans.chain(offences).collect(),
         words,
     })
-}
-
-/// Slack, if it is configured. A host that cannot call for help is guarded all the same.
-fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
-    let Some(file) = &config.webhook_file else {
-        return (Notifier::off(), None);
-    };
-    let started = slack::read_webhook(file).and_then(|webhook| {
-        slack::start(slack::Settings {
-            webhook,
-            host: host::name(),
-            dashboard: config.dashboard.clone(),
-            runbook: config.runbook.clone(),
-            min_interval: config.min_interval,
-            queue: config.queue,
-            timeout: config.timeout,
-        })
-    });
-    match started {
-        Ok((notifier, task)) => (notifier, Some(task)),
-        Err(problem) => {
-            error!("Slack is not told of anything: {problem:#}");
-            (Notifier::broken(&format!("{problem:#}")), None)
-        }
-    }
 }
 
 /// An engine that protects this host, too.
@@ -640,7 +615,7 @@ impl Agent {
             _ => info!("{}", event.line(observed)),
         }
         self.history.record(event, self.mode);
-        self.notifier.tell(event, observed);
+        self.notifier.tell(event, self.mode);
     }
 
     fn outcome(&mut self, outcome: Outcome) {
@@ -892,7 +867,8 @@ impl Agent {
             source: self.counters.status(self.reading.lines(), clock::boot()),
             unreadable: self.reading.unreadable().cloned().collect(),
             nginx: self.nginx.as_ref().map(Nginx::status),
-            slack: self.notifier.status(),
+            slack: self.notifier.slack(),
+            webhook: self.notifier.webhook(),
             store_pending: self.store.pending(),
             history_lost: self.history.lost(),
             history_error: self.history.problem(),
