@@ -826,7 +826,10 @@ fn declare(r: &mut Reader) -> Config {
 
 /// Who is told.
 fn receivers(r: &mut Reader) -> (Option<slack::Settings>, Option<webhook::Settings>) {
-    r.section("slack", "Word to people. Never waited for.");
+    r.section(
+        "slack",
+        "Word to people. Never waited for. `portcullis notify test` sends a message.",
+    );
     let webhook_file = r.optional_path(
         "webhook_file",
         "File that holds the address of an incoming webhook; empty: nobody is told. In a systemd unit: \
