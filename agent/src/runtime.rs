@@ -456,7 +456,8 @@ impl Agent {
                     self.save_checkpoint();
                     let pace = self.reading.news(&self.counters, clock::boot());
                     let complaint = self.reading.complaint(clock::boot());
-                    for news in [pace, complaint].into_iter().flatten() {
+                    let recovery = self.reading.recovery();
+                    for news in [pace, complaint, recovery].into_iter().flatten() {
                         self.record(&Event::new(clock::wall(), Action::Notice, news));
                     }
                     self.worker.catch_up();
