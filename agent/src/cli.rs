@@ -6,6 +6,7 @@ mod explain;
 mod history;
 mod learn;
 mod lines;
+mod notify;
 mod replay;
 mod show;
 
@@ -145,6 +146,9 @@ enum Verb {
     /// Look after the record of what was decided
     #[command(subcommand)]
     Audit(Audit),
+    /// See whether word reaches people
+    #[command(subcommand)]
+    Notify(Notify),
     /// Check a configuration file, and say everything that is wrong with it
     Check(Configured),
     /// Look at this host: what stands in the guard's way, and what to do about it
@@ -153,6 +157,15 @@ enum Verb {
     /// the commands that are configured it runs `enforce.nginx.test` alone, and that only while an Nginx with the include runs.
     /// Exit code 1 if anything must be put right.
     Doctor(Doctor),
+}
+
+#[derive(Debug, Subcommand)]
+enum Notify {
+    /// Send a test message to each receiver that is configured: Slack, the webhook
+    ///
+    /// One attempt each, from here; the agent need not run. Exit code 1 if one of them was not reached or has not taken it, 64 if
+    /// none is configured.
+    Test(Configured),
 }
 
 #[derive(Debug, Args)]
@@ -551,6 +564,14 @@ pub fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             Err(failure) => Err(failure),
         },
+        Verb::Notify(Notify::Test(configured)) => {
+            match configuration(&configured).and_then(|config| notify::test(&config)) {
+                Ok(true) => Ok(()),
+                // Who was not told, and why, has been said.
+                Ok(false) => return ExitCode::FAILURE,
+                Err(failure) => Err(failure),
+            }
+        }
         Verb::Config => print(&config::documentation()),
         Verb::Check(configured) => {
             configuration(&configured).and_then(|_| print("the configuration is fine\n"))
@@ -859,6 +880,11 @@ const WAITING_MESSAGES: usize = 16_384;
 fn log() -> WorkerGuard {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // Below that they name the hosts of webhooks, which are nobody's business.
+    let quiet = ["reqwest=warn", "hyper_util=warn"]
+        .into_iter()
+        .flat_map(str::parse);
+    let filter = quiet.fold(filter, tracing_subscriber::EnvFilter::add_directive);
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING_MESSAGES)
         .finish(io::stderr());

@@ -25,6 +25,7 @@ use self::{reader::Reader, setting::differing};
 use crate::{
     audit,
     enforce::{Backend, Mode, nginx},
+    notify::{self, slack, webhook},
     source::{self, Limits, Start, syslog},
     surroundings,
 };
@@ -46,8 +47,10 @@ pub struct Config {
     pub enforce: Enforce,
     /// How those of clients behind a proxy are.
     pub nginx: Option<nginx::Settings>,
-    /// Slack.
-    pub slack: Slack,
+    /// Slack, where it is to be told.
+    pub slack: Option<slack::Settings>,
+    /// A generic webhook, where one is to be told.
+    pub webhook: Option<webhook::Settings>,
     /// Folder of the ledger and the history.
     pub state_dir: PathBuf,
     /// How much history is kept.
@@ -73,23 +76,6 @@ pub struct Enforce {
     pub reconcile: Duration,
     /// How often it is seen to that the back end is in the packets' way.
     pub repair: Duration,
-}
-
-/// Slack.
-#[derive(Clone, Debug)]
-pub struct Slack {
-    /// File that holds the webhook's address; none: Slack is not told.
-    pub webhook_file: Option<PathBuf>,
-    /// Link in every message.
-    pub dashboard: Option<String>,
-    /// Link in every message.
-    pub runbook: Option<String>,
-    /// Least time between messages.
-    pub min_interval: Duration,
-    /// Events that may wait.
-    pub queue: usize,
-    /// For one request.
-    pub timeout: Duration,
 }
 
 /// The control socket.
@@ -790,22 +776,7 @@ fn declare(r: &mut Reader) -> Config {
     };
     let nginx = include.map(|_| nginx);
 
-    r.section("slack", "Word to people. Never waited for.");
-    let slack = Slack {
-        webhook_file: r.optional_path(
-            "webhook_file",
-            "File that holds the address of an incoming webhook; empty: nobody is told. In a systemd unit: \
-             LoadCredential=, and \"$CREDENTIALS_DIRECTORY/…\" written out.",
-        ),
-        dashboard: r.optional_text("dashboard", "Link to put into every message."),
-        runbook: r.optional_text("runbook", "Link to put into every message."),
-        min_interval: Duration::from_millis(
-            r.whole("min_interval_ms", 1000, 100..=3_600_000, "Least time between messages; Slack takes one a second.").into(),
-        ),
-        queue: r.whole("queue", 256, 1..=65_536, "Events that may wait; past that the least important are dropped and counted.")
-            as usize,
-        timeout: Duration::from_secs(r.whole("timeout_secs", 5, 1..=60, "For one request.").into()),
-    };
+    let (slack, webhook) = receivers(r);
 
     r.section("state", "What survives a restart.");
     let state_dir = r.path(
@@ -906,6 +877,7 @@ fn declare(r: &mut Reader) -> Config {
         enforce,
         nginx,
         slack,
+        webhook,
         state_dir,
         history,
         control,
@@ -953,6 +925,76 @@ fn parse_allowed(text: &str) -> Result<AllowEntry, String> {
         Ok(AllowEntry::Name(name.to_ascii_lowercase()))
     } else {
         Err(format!("{error}, nor a name of a host"))
+    }
+}
+
+/// Who is told.
+fn receivers(r: &mut Reader) -> (Option<slack::Settings>, Option<webhook::Settings>) {
+    r.section(
+        "slack",
+        "Word to people. Never waited for. `portcullis notify test` sends a message.",
+    );
+    let webhook_file = r.optional_path(
+        "webhook_file",
+        "File that holds the address of an incoming webhook; empty: nobody is told. In a systemd unit: \
+         LoadCredential=, and \"$CREDENTIALS_DIRECTORY/…\" written out.",
+    );
+    let slack = slack::Settings {
+        webhook_file: webhook_file.clone().unwrap_or_default(),
+        dashboard: r.optional_text("dashboard", "Link to put into every message."),
+        runbook: r.optional_text("runbook", "Link to put into every message."),
+        limits: limits(
+            r,
+            256,
+            1000,
+            "Least time between messages; Slack takes one a second. In a flood of bans messages become digests, 10, 30, then 60 times \
+             as far apart.",
+        ),
+    };
+
+    r.section(
+        "webhook",
+        "The same for programs: each event as JSON, as in history.jsonl, 100 in a request at most. Never waited for.",
+    );
+    let url_file = r.optional_path(
+        "url_file",
+        "File that holds the address to post to, https (or http on the loopback); empty: nobody is told. Redirects are not followed.",
+    );
+    let token_file = r.optional_path(
+        "token_file",
+        "File that holds a token, sent as `Authorization: Bearer …`; empty: none is sent.",
+    );
+    let webhook = webhook::Settings {
+        url_file: url_file.clone().unwrap_or_default(),
+        token_file: token_file.clone(),
+        limits: limits(r, 4096, 100, "Least time between requests."),
+    };
+    if token_file.is_some() && url_file.is_none() {
+        r.problem(
+            "webhook.token_file is set and webhook.url_file is not: name the file that holds the address, too"
+                .to_owned(),
+        );
+    }
+    (webhook_file.map(|_| slack), url_file.map(|_| webhook))
+}
+
+/// `least` and `pace` are of the time between requests.
+fn limits(r: &mut Reader, queue: u32, least: u32, pace: &str) -> notify::Limits {
+    notify::Limits {
+        min_interval: Duration::from_millis(
+            r.whole("min_interval_ms", 1000, least..=3_600_000, pace)
+                .into(),
+        ),
+        queue: r.whole(
+            "queue",
+            queue,
+            1..=65_536,
+            "Events that may wait; past that the least important are dropped and counted.",
+        ) as usize,
+        timeout: Duration::from_secs(
+            r.whole("timeout_secs", 5, 1..=60, "For one request.")
+                .into(),
+        ),
     }
 }
 

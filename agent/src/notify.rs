@@ -1,101 +1,239 @@
-//! Word to people. Events go into a bounded queue and out by a task of its own; nobody ever waits for it.
+//! Word to people, and to programs. Events go into a bounded queue for each receiver and out by a task of its own; nobody ever
+//! waits for either.
 //!
-//! At the queue's bound the oldest event about a single address makes room (a flood is made of these, and the digest says
-//! how many are missing), then the oldest of all; an event about a single address never pushes out one about the site.
-//! What is dropped here is still in `history.jsonl`.
+//! At a queue's bound the oldest event about a single address makes room (a flood is made of these, and they stay counted), then
+//! the oldest of all; an event about a single address never pushes out one about the site. What is dropped here is still in
+//! `history.jsonl`.
 
+mod delivery;
+mod endpoint;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod pace;
+#[cfg(test)]
+mod sink;
 pub mod slack;
+pub mod webhook;
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use anyhow::{Context as _, Result};
 use portcullis_engine::{Event, command::Action};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Notify,
+    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
-/// Where to tell. Cheap to clone; when the last clone is dropped, the task behind it ends as after [`Notifier::close`].
-#[derive(Clone, Debug)]
-pub struct Notifier(To);
+use self::delivery::{Courier, Receiver};
+use crate::{config::Config, enforce::Mode, host};
 
-#[derive(Clone, Debug)]
-enum To {
-    /// Nobody is to be told.
-    Nobody,
-    /// Somebody is, but cannot be, for this reason.
-    Nowhere(Arc<str>),
-    Task(Arc<Mouth>),
+/// How fast and how patiently a receiver is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the end of one request to the start of the next.
+    pub min_interval: Duration,
+    /// So many events may wait; at least one.
+    pub queue: usize,
+    /// For one request, from the start of connecting to the answer.
+    pub timeout: Duration,
 }
 
-/// How it is going. Counts are of events since the start; `sent + failed + dropped + queued` is all that were told.
+/// How it is going with a receiver. Counts are of events since the start, or since the configuration was read anew; `sent + failed + dropped + queued` is all that were
+/// told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Is there anybody to tell?
     pub configured: bool,
     /// Delivered.
     pub sent: u64,
-    /// Refused by the receiver, or given up after the last attempt.
+    /// Refused by the receiver, or given up after it has failed for long.
     pub failed: u64,
     /// Not delivered because the queue was full or the agent stopped.
     pub dropped: u64,
     /// Waiting, or being delivered.
     pub queued: u64,
-    /// Why the newest attempt failed, until one succeeds. Never holds the webhook's address.
+    /// Why the newest attempt failed, until one succeeds. Never holds an address or a token.
     pub last_error: Option<String>,
 }
 
+/// Everybody who is to be told. Cheap to clone; when the last clone is dropped, the tasks behind it end as after
+/// [`Notifier::close`].
+#[derive(Clone, Debug, Default)]
+pub struct Notifier {
+    slack: Outbox,
+    webhook: Outbox,
+}
+
 impl Notifier {
-    /// Tells nobody.
-    #[must_use]
-    pub const fn off() -> Self {
-        Self(To::Nobody)
+    /// Starts a task for each receiver that is configured; they end once the notifier is closed and everything is delivered, two
+    /// seconds later at the latest. Call it inside a tokio runtime. A receiver that cannot be told keeps nobody from guarding: its
+    /// status says why.
+    pub fn start(config: &Config) -> (Self, Vec<JoinHandle<()>>) {
+        let host = host::name();
+        let (slack, slack_task) = opened(config.slack.as_ref().map(|to| slack::open(to, &host)));
+        let (webhook, webhook_task) =
+            opened(config.webhook.as_ref().map(|to| webhook::open(to, &host)));
+        let tasks = [slack_task, webhook_task].into_iter().flatten().collect();
+        (Self { slack, webhook }, tasks)
     }
 
-    /// Tells nobody, and says in its status why: a guard does not stay away because it cannot call.
-    #[must_use]
-    pub fn broken(why: &str) -> Self {
-        Self(To::Nowhere(why.into()))
+    /// As [`Notifier::start`], for receivers that all can be told.
+    ///
+    /// # Errors
+    /// Why one of them cannot be; then nothing is started.
+    pub fn renew(config: &Config) -> Result<(Self, Vec<JoinHandle<()>>)> {
+        let host = host::name();
+        let slack = config.slack.as_ref().map(|to| slack::open(to, &host));
+        let slack = slack.transpose().context("slack")?;
+        let webhook = config.webhook.as_ref().map(|to| webhook::open(to, &host));
+        let webhook = webhook.transpose().context("webhook")?;
+        let (slack, slack_task) = opened(slack.map(Ok));
+        let (webhook, webhook_task) = opened(webhook.map(Ok));
+        let tasks = [slack_task, webhook_task].into_iter().flatten().collect();
+        Ok((Self { slack, webhook }, tasks))
     }
 
-    fn new(queue: Arc<Queue>) -> Self {
-        Self(To::Task(Arc::new(Mouth(queue))))
-    }
-
-    /// Passes an event on; returns at once, whatever state the receiver is in. `observed`: bans are only counted in this
-    /// mode, nothing is dropped, and the message must say so.
-    pub fn tell(&self, event: &Event, observed: bool) {
+    /// Passes an event on to everybody; returns at once, whatever state the receivers are in. `mode` is what happened to packets
+    /// when it was decided: a message about a ban that drops nothing says so.
+    pub fn tell(&self, event: &Event, mode: Mode) {
         // The baseline is computed anew every few minutes: nothing to call people for.
-        if let (To::Task(mouth), true) = (&self.0, event.action != Action::Baseline) {
+        if event.action != Action::Baseline {
+            self.slack.tell(event, mode);
+            self.webhook.tell(event, mode);
+        }
+    }
+
+    /// Asks the tasks to deliver what waits and to end; it takes a few seconds at most. What is told from now on is dropped.
+    pub fn close(&self) {
+        self.slack.close();
+        self.webhook.close();
+    }
+
+    /// How it is going with Slack.
+    #[must_use]
+    pub fn slack(&self) -> Status {
+        self.slack.status()
+    }
+
+    /// How it is going with the generic webhook.
+    #[must_use]
+    pub fn webhook(&self) -> Status {
+        self.webhook.status()
+    }
+}
+
+fn opened<R: Receiver>(courier: Option<Result<Courier<R>>>) -> (Outbox, Option<JoinHandle<()>>) {
+    match courier {
+        None => (Outbox::default(), None),
+        Some(Ok(courier)) => {
+            let (outbox, task) = courier.start(&delivery::Tempo::REAL);
+            (outbox, Some(task))
+        }
+        Some(Err(problem)) => {
+            tracing::error!("{} is not told of anything: {problem:#}", R::NAME);
+            (Outbox::Nowhere(format!("{problem:#}").into()), None)
+        }
+    }
+}
+
+/// Waits for the tasks of a notifier that is closed.
+///
+/// # Errors
+/// When one has panicked.
+pub async fn ended(tasks: Vec<JoinHandle<()>>) -> Result<()> {
+    for task in tasks {
+        task.await
+            .context("a task that delivers messages has panicked")?;
+    }
+    Ok(())
+}
+
+/// What has come of a test message.
+#[derive(Debug)]
+pub struct Tried {
+    /// The receiver, as its section of the configuration is called.
+    pub section: &'static str,
+    /// Delivered, or why not; without address and token.
+    pub result: Result<(), String>,
+}
+
+/// Sends this event to every receiver that is configured, one attempt each, and needs no agent. Nothing comes back where nothing
+/// is configured.
+pub async fn test(config: &Config, event: &Event) -> Vec<Tried> {
+    let host = host::name();
+    let told = Told {
+        event: event.clone(),
+        mode: config.mode,
+    };
+    let mut all = Vec::new();
+    if let Some(to) = &config.slack {
+        all.push(tried("slack", slack::open(to, &host), &told).await);
+    }
+    if let Some(to) = &config.webhook {
+        all.push(tried("webhook", webhook::open(to, &host), &told).await);
+    }
+    all
+}
+
+async fn tried<R: Receiver>(
+    section: &'static str,
+    courier: Result<Courier<R>>,
+    told: &Told,
+) -> Tried {
+    let result = match courier {
+        Ok(courier) => courier.test(told.clone()).await,
+        Err(problem) => Err(format!("{problem:#}")),
+    };
+    Tried { section, result }
+}
+
+/// Where to tell one receiver.
+#[derive(Clone, Debug, Default)]
+enum Outbox {
+    /// Nobody is to be told.
+    #[default]
+    Nobody,
+    /// Somebody is, but cannot be, for this reason.
+    Nowhere(Arc<str>),
+    Task(Arc<Mouth>),
+}
+
+impl Outbox {
+    fn new(queue: Arc<Queue>) -> Self {
+        Self::Task(Arc::new(Mouth(queue)))
+    }
+
+    fn tell(&self, event: &Event, mode: Mode) {
+        if let Self::Task(mouth) = self {
             mouth.0.push(Told {
                 event: event.clone(),
-                observed,
+                mode,
             });
         }
     }
 
-    /// Asks the task to deliver what waits and to end; it takes a few seconds at most. What is told from now on is
-    /// dropped.
-    pub fn close(&self) {
-        if let To::Task(mouth) = &self.0 {
+    fn close(&self) {
+        if let Self::Task(mouth) = self {
             mouth.0.close();
         }
     }
 
-    /// How it is going.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        match &self.0 {
-            To::Nobody => Status::default(),
-            To::Nowhere(why) => Status {
+    fn status(&self) -> Status {
+        match self {
+            Self::Nobody => Status::default(),
+            Self::Nowhere(why) => Status {
                 configured: true,
                 last_error: Some(why.as_ref().to_owned()),
                 ..Status::default()
             },
-            To::Task(mouth) => mouth.0.status(),
+            Self::Task(mouth) => mouth.0.status(),
         }
     }
 }
@@ -114,40 +252,76 @@ impl Drop for Mouth {
 #[derive(Clone, Debug)]
 struct Told {
     event: Event,
-    observed: bool,
+    mode: Mode,
 }
 
 impl Told {
+    /// Was nothing dropped for it?
+    fn is_observed(&self) -> bool {
+        self.event.observe || self.mode == Mode::Observe
+    }
+
     /// Is it about one address, so that there may be very many of the kind?
     fn is_one_of_many(&self) -> bool {
-        let action = self.event.action;
-        matches!(
-            action,
-            Action::Ban | Action::Unban | Action::Extend | Action::Fail | Action::Refuse
-        ) && self.event.subject.is_some()
+        MANY.contains(&self.event.action) && self.event.subject.is_some()
     }
 }
 
-/// What one message is about: one event, or every waiting one about a single address.
-#[derive(Debug)]
-struct Batch {
-    /// Never empty.
-    told: Vec<Told>,
-    /// So many more of the kind were dropped since the last digest.
-    left_out: u64,
-}
+/// What may happen to very many addresses at a time.
+const MANY: [Action; 5] = [
+    Action::Ban,
+    Action::Unban,
+    Action::Extend,
+    Action::Fail,
+    Action::Refuse,
+];
 
-impl Batch {
-    fn is_about_addresses(&self) -> bool {
-        self.told.iter().any(Told::is_one_of_many)
+/// So many events about single addresses, by kind, and by whether they were only observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally([[u64; 2]; MANY.len()]);
+
+impl Tally {
+    fn of(told: &[Told]) -> Self {
+        let mut tally = Self::default();
+        for told in told {
+            tally.add(told);
+        }
+        tally
     }
 
-    fn is_digest(&self) -> bool {
-        self.told.len() > 1 || self.left_out > 0
+    fn add(&mut self, told: &Told) {
+        let kind = MANY.iter().position(|action| *action == told.event.action);
+        if let Some(counts) = kind.and_then(|kind| self.0.get_mut(kind)) {
+            counts[usize::from(told.is_observed())] += 1;
+        }
+    }
+
+    /// What is in either.
+    fn with(mut self, other: &Self) -> Self {
+        let counts = self.0.iter_mut().flatten();
+        for (count, more) in counts.zip(other.0.iter().flatten()) {
+            *count += more;
+        }
+        self
+    }
+
+    /// Kind, whether only observed, and how many; only what there is.
+    fn iter(&self) -> impl Iterator<Item = (Action, bool, u64)> {
+        let all = MANY.iter().zip(&self.0).flat_map(|(action, counts)| {
+            [false, true]
+                .into_iter()
+                .zip(counts)
+                .map(move |(observed, count)| (*action, observed, *count))
+        });
+        all.filter(|(_, _, count)| *count > 0)
+    }
+
+    fn total(&self) -> u64 {
+        self.0.iter().flatten().sum()
     }
 }
 
-/// What has been told and not yet delivered. Many speak, one task takes.
+/// What has been told to one receiver and not yet delivered. Many speak, one task takes.
 #[derive(Debug)]
 struct Queue {
     state: Mutex<State>,
@@ -158,11 +332,28 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Told>,
-    left_out: u64,
+    waiting: Waiting,
     in_flight: u64,
     closed: bool,
     status: Status,
+}
+
+/// What a receiver takes its batches from.
+#[derive(Debug, Default)]
+struct Waiting {
+    told: VecDeque<Told>,
+    /// Those about single addresses that had to make room since the last batch of these.
+    left_out: Tally,
+}
+
+/// What a receiver makes of what waits.
+enum Taken<B> {
+    /// The next request is about this.
+    Batch(B),
+    /// Nothing before that time, unless something else is told.
+    Later(Instant),
+    /// Nothing.
+    Nothing,
 }
 
 impl Queue {
@@ -196,26 +387,22 @@ impl Queue {
         self.closed.notified().await;
     }
 
-    /// What the next message is about; `None` when closed and empty. Until `gather_until`, events about single addresses
-    /// are left to gather, and the others overtake them.
-    async fn take(&self, gather_until: Instant) -> Option<Batch> {
+    /// What the next request is about; `None` when closed and empty.
+    async fn take<R: Receiver>(&self, receiver: &mut R) -> Option<R::Batch> {
         loop {
-            let gathering = {
+            let until = {
                 let mut state = self.state();
-                let gathering = !state.closed && Instant::now() < gather_until;
-                if let Some(batch) = state.next(gathering) {
-                    return Some(batch);
+                match state.take(receiver, Instant::now()) {
+                    Taken::Batch(batch) => return Some(batch),
+                    _ if state.closed => return None,
+                    Taken::Later(until) => Some(until),
+                    Taken::Nothing => None,
                 }
-                if state.closed {
-                    return None;
-                }
-                !state.waiting.is_empty()
             };
-            if gathering {
+            match until {
                 // Either is a reason to look again.
-                let _ = timeout_at(gather_until, self.changed.notified()).await;
-            } else {
-                self.changed.notified().await;
+                Some(until) => drop(timeout_at(until, self.changed.notified()).await),
+                None => self.changed.notified().await,
             }
         }
     }
@@ -225,8 +412,8 @@ impl Queue {
         self.state().status.last_error = Some(why.to_owned());
     }
 
-    /// What was taken last is delivered, or given up.
-    fn done(&self, result: Result<(), String>) {
+    /// What was taken last is delivered, or given up. Returns how many events that were.
+    fn done(&self, result: Result<(), String>) -> u64 {
         let mut state = self.state();
         let count = std::mem::take(&mut state.in_flight);
         match result {
@@ -234,14 +421,15 @@ impl Queue {
             Err(_) => state.status.failed += count,
         }
         state.status.last_error = result.err();
+        count
     }
 
     /// Nobody takes any more. Returns how many events are left behind.
     fn abandon(&self) -> u64 {
         let mut state = self.state();
         state.closed = true;
-        let left = state.waiting.len() as u64 + std::mem::take(&mut state.in_flight);
-        state.waiting.clear();
+        let left = state.waiting.told.len() as u64 + std::mem::take(&mut state.in_flight);
+        state.waiting.told.clear();
         state.status.dropped += left;
         left
     }
@@ -250,7 +438,7 @@ impl Queue {
         let state = self.state();
         Status {
             configured: true,
-            queued: state.waiting.len() as u64 + state.in_flight,
+            queued: state.waiting.told.len() as u64 + state.in_flight,
             ..state.status.clone()
         }
     }
@@ -262,43 +450,28 @@ impl State {
             self.status.dropped += 1;
             return;
         }
-        self.waiting.push_back(told);
-        if self.waiting.len() > bound {
+        let waiting = &mut self.waiting;
+        waiting.told.push_back(told);
+        if waiting.told.len() > bound {
             // The newcomer takes part: it goes itself when all before it are about the site.
-            let one_of_many = self.waiting.iter().position(Told::is_one_of_many);
-            self.waiting.remove(one_of_many.unwrap_or(0));
-            self.left_out += u64::from(one_of_many.is_some());
+            let one_of_many = waiting.told.iter().position(Told::is_one_of_many);
+            if let Some(told) = waiting.told.remove(one_of_many.unwrap_or(0)) {
+                waiting.left_out.add(&told);
+            }
             self.status.dropped += 1;
         }
     }
 
-    fn next(&mut self, gathering: bool) -> Option<Batch> {
-        let first = self
-            .waiting
-            .iter()
-            .position(|told| !(gathering && told.is_one_of_many()))?;
-        let batch = if self.waiting[first].is_one_of_many() {
-            let (many, rest) = self.waiting.drain(..).partition(Told::is_one_of_many);
-            self.waiting = rest;
-            Batch {
-                told: Vec::from(many),
-                left_out: std::mem::take(&mut self.left_out),
-            }
-        } else {
-            Batch {
-                told: self.waiting.remove(first).into_iter().collect(),
-                left_out: 0,
-            }
-        };
-        self.in_flight = batch.told.len() as u64;
-        Some(batch)
+    fn take<R: Receiver>(&mut self, receiver: &mut R, now: Instant) -> Taken<R::Batch> {
+        let before = self.waiting.told.len();
+        let taken = receiver.take(&mut self.waiting, now, self.closed);
+        self.in_flight = before.saturating_sub(self.waiting.told.len()) as u64;
+        taken
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use portcullis_engine::Timestamp;
     use tokio::time::timeout;
 
@@ -309,8 +482,25 @@ mod tests {
         event.subject = subject.map(|text| text.parse().unwrap());
         Told {
             event,
-            observed: false,
+            mode: Mode::Enforce,
         }
+    }
+
+    /// Closes, waits for the end of the task, and sees that every event is accounted for.
+    pub(super) async fn finish(outbox: Outbox, task: JoinHandle<()>, told: u64) -> Status {
+        outbox.close();
+        timeout(Duration::from_secs(30), task)
+            .await
+            .expect("the task does not end")
+            .unwrap();
+        let status = outbox.status();
+        assert_eq!(status.queued, 0, "{status:?}");
+        assert_eq!(
+            status.sent + status.failed + status.dropped,
+            told,
+            "{status:?}"
+        );
+        status
     }
 
     fn actions(told: &[Told]) -> Vec<Action> {
@@ -326,88 +516,43 @@ mod tests {
         }
         let left: Vec<_> = state
             .waiting
+            .told
             .iter()
             .map(|told| told.event.subject)
             .collect();
         let subject = |n: u8| Some(format!("192.0.2.{n}").parse().unwrap());
         assert_eq!(left, [None, subject(3), subject(4)]);
-        assert_eq!((state.status.dropped, state.left_out), (2, 2));
+        assert_eq!(
+            (state.status.dropped, state.waiting.left_out.total()),
+            (2, 2)
+        );
 
         for _ in 0..3 {
             state.push(told(Action::AllClear, None), 3);
         }
         assert_eq!(
-            actions(state.waiting.make_contiguous()),
+            actions(state.waiting.told.make_contiguous()),
             [Action::AllClear; 3],
             "then the oldest of all"
         );
         state.push(told(Action::Ban, Some("192.0.2.9")), 3);
         assert_eq!(
-            actions(state.waiting.make_contiguous()),
+            actions(state.waiting.told.make_contiguous()),
             [Action::AllClear; 3],
             "a ban pushes out no other news"
         );
-        assert_eq!((state.status.dropped, state.left_out), (6, 5));
-    }
-
-    #[test]
-    fn bans_that_wait_become_one_batch_and_other_news_keeps_its_place() {
-        let mut state = State::default();
-        state.push(told(Action::Start, None), 9);
-        state.push(told(Action::Ban, Some("192.0.2.1")), 9);
-        state.push(told(Action::Alarm, None), 9);
-        state.push(told(Action::Unban, Some("192.0.2.1")), 9);
-        state.push(told(Action::Notice, Some("192.0.2.1")), 9);
-        let mut batches = Vec::new();
-        while let Some(batch) = state.next(false) {
-            batches.push(actions(&batch.told));
-        }
-        let expected = [
-            vec![Action::Start],
-            vec![Action::Ban, Action::Unban],
-            vec![Action::Alarm],
-            vec![Action::Notice],
-        ];
-        assert_eq!(batches, expected);
-    }
-
-    #[test]
-    fn while_bans_gather_other_news_overtakes_them() {
-        let mut state = State::default();
-        state.push(told(Action::Ban, Some("192.0.2.1")), 9);
-        assert!(state.next(true).is_none());
-        state.push(told(Action::Alarm, None), 9);
         assert_eq!(
-            state.next(true).map(|batch| actions(&batch.told)),
-            Some(vec![Action::Alarm])
+            (state.status.dropped, state.waiting.left_out.total()),
+            (6, 5)
         );
-        assert!(state.next(true).is_none());
-        assert_eq!(
-            state.next(false).map(|batch| actions(&batch.told)),
-            Some(vec![Action::Ban])
-        );
-    }
-
-    #[tokio::test]
-    async fn closing_ends_the_gathering() {
-        let queue = Queue::new(9);
-        queue.push(told(Action::Ban, Some("192.0.2.1")));
-        let far = Instant::now() + Duration::from_hours(1);
-        let taken = timeout(Duration::from_millis(20), queue.take(far)).await;
-        assert!(taken.is_err(), "taken too early: {taken:?}");
-        queue.close();
-        let taken = timeout(Duration::from_secs(20), queue.take(far))
-            .await
-            .unwrap();
-        assert_eq!(taken.map(|batch| batch.told.len()), Some(1));
-        assert!(queue.take(far).await.is_none());
     }
 
     #[test]
     fn off_takes_everything_and_does_nothing() {
-        let notifier = Notifier::off();
-        notifier.tell(&told(Action::Alarm, None).event, false);
+        let notifier = Notifier::default();
+        notifier.tell(&told(Action::Alarm, None).event, Mode::Enforce);
         notifier.close();
-        assert_eq!(notifier.status(), Status::default());
+        assert_eq!(notifier.slack(), Status::default());
+        assert_eq!(notifier.webhook(), Status::default());
     }
 }

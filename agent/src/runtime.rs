@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use ipnet::IpNet;
 use portcullis_engine::{
     Ban, Command, Engine, Event, Feed, Origin, Outcome, Saved, Snapshot, Subject, Timestamp,
@@ -51,8 +51,7 @@ use crate::{
         nginx::{self, Nginx},
         worker::{Job, Latency, Worker},
     },
-    host,
-    notify::{self, Notifier, slack},
+    notify::{self, Notifier},
     source::{self, Batch, follow},
     store::{self, Store},
     surroundings::{self, Surroundings},
@@ -111,8 +110,10 @@ pub struct Status {
     pub unreadable: Vec<Unreadable>,
     /// Bans in Nginx, where that is configured.
     pub nginx: Option<nginx::Status>,
-    /// Slack.
+    /// Word to people, by Slack.
     pub slack: notify::Status,
+    /// Word to programs, by the generic webhook.
+    pub webhook: notify::Status,
     /// Changes of the ledger that are not on disk yet.
     pub store_pending: usize,
     /// Why none of them can be put there now.
@@ -154,6 +155,7 @@ impl Status {
             unreadable: Vec::new(),
             nginx: None,
             slack: notify::Status::default(),
+            webhook: notify::Status::default(),
             store_pending: 0,
             store_error: None,
             history_lost: 0,
@@ -181,7 +183,7 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     let salvaged = salvage::salvage(&mut contents, &config, &around, now);
     let forgotten = forget_observed(&mut contents, config.mode, now);
     let history = History::open(&config.state_dir, config.history)?;
-    let (notifier, slack) = start_slack(&config.slack);
+    let (notifier, couriers) = Notifier::start(&config);
 
     let engine = start_engine(&config, around, contents.saved, now);
     let allow = allowed(&engine);
@@ -233,6 +235,7 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
         store,
         history,
         notifier,
+        couriers,
         counters: source.counters,
         threads: source.threads,
         reading,
@@ -270,10 +273,9 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     let why = result
         .as_ref()
         .map_or_else(|error| format!("{error:#}"), |signal| (*signal).to_owned());
+    let couriers = std::mem::take(&mut agent.couriers);
     agent.stop(&why, inputs.outcomes).await;
-    if let Some(task) = slack {
-        task.await.context("the Slack task has panicked")?;
-    }
+    notify::ended(couriers).await?;
     result.map(drop)
 }
 
@@ -321,31 +323,6 @@ fn forget_observed(
         changes: bans.chain(offences).collect(),
         words,
     })
-}
-
-/// Slack, if it is configured. A host that cannot call for help is guarded all the same.
-fn start_slack(config: &config::Slack) -> (Notifier, Option<JoinHandle<()>>) {
-    let Some(file) = &config.webhook_file else {
-        return (Notifier::off(), None);
-    };
-    let started = slack::read_webhook(file).and_then(|webhook| {
-        slack::start(slack::Settings {
-            webhook,
-            host: host::name(),
-            dashboard: config.dashboard.clone(),
-            runbook: config.runbook.clone(),
-            min_interval: config.min_interval,
-            queue: config.queue,
-            timeout: config.timeout,
-        })
-    });
-    match started {
-        Ok((notifier, task)) => (notifier, Some(task)),
-        Err(problem) => {
-            error!("Slack is not told of anything: {problem:#}");
-            (Notifier::broken(&format!("{problem:#}")), None)
-        }
-    }
 }
 
 /// An engine that protects this host, too.
@@ -396,6 +373,7 @@ struct Agent {
     store: Store,
     history: History,
     notifier: Notifier,
+    couriers: Vec<JoinHandle<()>>,
     counters: std::sync::Arc<source::Counters>,
     threads: Vec<std::thread::JoinHandle<()>>,
     reading: Reading,
@@ -495,27 +473,7 @@ impl Agent {
                     let now = self.now();
                     self.engine.verified(client, &name, now);
                 }
-                _ = tick.tick() => {
-                    let now = self.now();
-                    self.engine.tick(now);
-                    self.save_checkpoint();
-                    let pace = self.reading.news(&self.counters, clock::boot());
-                    let complaint = self.reading.complaint(clock::boot());
-                    let disk = self.store.news();
-                    for news in [pace, complaint, disk].into_iter().flatten() {
-                        self.record(&Event::new(clock::wall(), Action::Notice, news));
-                    }
-                    self.worker.catch_up();
-                    self.answer_lifted();
-                    self.waiting.retain(|(_, _, reply)| !reply.is_closed());
-                    self.many.retain(many::Waiting::is_awaited);
-                    if self.threads.iter().any(std::thread::JoinHandle::is_finished) {
-                        bail!("a thread that reads the log has ended");
-                    }
-                    if !self.worker.is_alive() {
-                        bail!("the thread of the back end has ended; bans that stand are still enforced by the kernel");
-                    }
-                }
+                _ = tick.tick() => self.pass()?,
                 _ = reconcile.tick() => self.worker.reconcile(),
                 _ = repair.tick() => self.worker.repair(),
                 batch = inputs.batches.recv() => match batch {
@@ -525,6 +483,36 @@ impl Agent {
             }
             self.dispatch(None);
         }
+    }
+
+    /// Lets time pass, and looks after everything that has to be looked at now and then.
+    fn pass(&mut self) -> Result<()> {
+        let now = self.now();
+        self.engine.tick(now);
+        self.save_checkpoint();
+        let pace = self.reading.news(&self.counters, clock::boot());
+        let complaint = self.reading.complaint(clock::boot());
+        let (recovery, disk) = (self.reading.recovery(), self.store.news());
+        for news in [pace, complaint, recovery, disk].into_iter().flatten() {
+            self.record(&Event::new(clock::wall(), Action::Notice, news));
+        }
+        self.worker.catch_up();
+        self.answer_lifted();
+        self.waiting.retain(|(_, _, reply)| !reply.is_closed());
+        self.many.retain(many::Waiting::is_awaited);
+        if self
+            .threads
+            .iter()
+            .any(std::thread::JoinHandle::is_finished)
+        {
+            bail!("a thread that reads the log has ended");
+        }
+        if !self.worker.is_alive() {
+            bail!(
+                "the thread of the back end has ended; bans that stand are still enforced by the kernel"
+            );
+        }
+        Ok(())
     }
 
     fn batch(&mut self, batch: Batch) {
@@ -676,7 +664,7 @@ impl Agent {
             _ => info!("{}", event.line(observed)),
         }
         self.history.record(event, self.mode);
-        self.notifier.tell(event, observed);
+        self.notifier.tell(event, self.mode);
     }
 
     fn outcome(&mut self, outcome: Outcome) {
@@ -749,7 +737,8 @@ impl Agent {
             source: self.counters.status(self.reading.lines(), clock::boot()),
             unreadable: self.reading.unreadable().cloned().collect(),
             nginx: self.nginx.as_ref().map(Nginx::status),
-            slack: self.notifier.status(),
+            slack: self.notifier.slack(),
+            webhook: self.notifier.webhook(),
             store_pending: self.store.pending(),
             store_error: self.store.problem(),
             history_lost: self.history.lost(),

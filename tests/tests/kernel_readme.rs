@@ -6,6 +6,7 @@ use portcullis_tests::{
         Lab,
         agent::{self, Agent, Config},
         nginx::Nginx,
+        sink::Sink,
     },
     readme,
 };
@@ -19,7 +20,12 @@ use serde_json::Value;
 fn every_command_of_the_readme_works() -> Result<()> {
     let lab = Lab::new()?;
     let nginx = Nginx::start(&lab)?;
-    let mut agent = Agent::start(&lab, &Config::new(nginx.log()))?;
+    let sink = Sink::start(&lab)?;
+    let config = Config {
+        webhook: Some(sink.url()),
+        ..Config::new(nginx.log())
+    };
+    let mut agent = Agent::start(&lab, &config)?;
     let mut seen = Vec::new();
     for command in readme::commands() {
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -88,6 +94,13 @@ fn every_command_of_the_readme_works() -> Result<()> {
                 let said = agent::plain(&lab, &words)?.success()?;
                 let expected = ["unbroken; head ", "nothing is on record of"];
                 assert!(expected.iter().any(|part| said.contains(part)), "{said}");
+            }
+            "notify" => {
+                let config = lab.dir().join("portcullis.toml");
+                let config = config.to_string_lossy();
+                let words = [&words[..], &["--config", &*config]].concat();
+                let said = agent::plain(&lab, &words)?.success()?;
+                assert_eq!(said, "slack     delivered\n");
             }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
             "status" | "bans" | "explain" | "ban" | "unban" | "confirm" | "allow" => {

@@ -296,19 +296,18 @@ pub(super) fn status(s: &Status) -> String {
             ),
         );
     }
-    if s.slack.configured {
-        let error = s
-            .slack
-            .last_error
-            .as_ref()
-            .map_or_else(String::new, |error| format!("; {error}"));
-        line(
-            "slack",
-            format!(
-                "{} sent, {} waiting, {} failed, {} dropped{error}",
-                s.slack.sent, s.slack.queued, s.slack.failed, s.slack.dropped
-            ),
-        );
+    for (name, told) in [("slack", &s.slack), ("webhook", &s.webhook)] {
+        if told.configured {
+            let error = told.last_error.as_ref();
+            let error = error.map_or_else(String::new, |error| format!("; {error}"));
+            line(
+                name,
+                format!(
+                    "{} sent, {} waiting, {} failed, {} dropped{error}",
+                    told.sent, told.queued, told.failed, told.dropped
+                ),
+            );
+        }
     }
     line(
         "running",

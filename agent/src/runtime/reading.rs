@@ -101,6 +101,8 @@ pub(super) struct Reading {
     suspects: BTreeMap<Arc<str>, Suspect>,
     /// When people were last told of such.
     said_unreadable: Option<Duration>,
+    /// Of which people were told, and which could be read since.
+    recovered: Vec<String>,
     /// While people have been told that reading is behind: when it last was.
     behind: Option<Duration>,
     /// How the newest lines of the files were come by.
@@ -134,6 +136,7 @@ impl Reading {
             shown: None,
             suspects: BTreeMap::new(),
             said_unreadable: None,
+            recovered: Vec::new(),
             behind: None,
             feed: Feed {
                 behind: true,
@@ -233,9 +236,23 @@ impl Reading {
 
     /// Lines of a batch could be read.
     pub fn readable(&mut self, batch: &Batch) {
-        if !batch.is_again() {
-            self.suspects.remove(&batch.log);
+        if !batch.is_again()
+            && let Some(suspect) = self.suspects.remove(&batch.log)
+            && suspect.said
+        {
+            self.recovered.push(suspect.state.log);
         }
+    }
+
+    /// What people should be told of logs that they were told of, and that can be read again.
+    pub fn recovery(&mut self) -> Option<String> {
+        let mut logs = std::mem::take(&mut self.recovered);
+        let more = logs.len().saturating_sub(NAMED);
+        logs.truncate(NAMED);
+        if more > 0 {
+            logs.push(format!("{more} more"));
+        }
+        (!logs.is_empty()).then(|| format!("these lines can be read again: {}", logs.join("; ")))
     }
 
     /// The logs that cannot be read.
@@ -436,8 +453,13 @@ mod tests {
         assert_eq!(reading.complaint(later), None, "it has been said");
         assert_eq!(reading.unreadable().next().unwrap().lines, 40);
 
+        assert_eq!(reading.recovery(), None);
         reading.readable(&most);
         assert_eq!(reading.unreadable().count(), 0);
+        let said = reading.recovery().unwrap();
+        assert_eq!(said, "these lines can be read again: /var/log/nginx/a.json");
+        reading.readable(&most);
+        assert_eq!(reading.recovery(), None, "once");
         fail(&mut reading, &most, later);
         assert_eq!(reading.complaint(later), None, "not enough again");
         fail(&mut reading, &most, later);

@@ -9,7 +9,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::error;
 
 use super::Agent;
-use crate::config::{Adjusted, Input, default_of};
+use crate::{
+    config::{Adjusted, Input, default_of},
+    notify::Notifier,
+};
 
 /// Listens for the signal that asks for it.
 ///
@@ -160,6 +163,12 @@ impl Agent {
         })?;
         let now = self.now();
         let config = &adjusted.config;
+        // What the files with addresses hold may be new although nothing else is.
+        let (notifier, couriers) =
+            Notifier::renew(config).context("it is refused, and the one before goes on to hold")?;
+        std::mem::replace(&mut self.notifier, notifier).close();
+        self.couriers.retain(|courier| !courier.is_finished());
+        self.couriers.extend(couriers);
         let waits = !self.engine.reconfigure(config.engine.clone(), now);
         self.crawlers.set(config.crawlers.clone());
         self.surroundings.set(config.surroundings.clone());

@@ -5,8 +5,8 @@ use portcullis_engine::{
 };
 use serde_json::{Value, json};
 
-use super::Settings;
-use crate::notify::{Batch, Told};
+use super::{Digest, News, Slack, Span};
+use crate::notify::{Tally, Told};
 
 /// How bad it is, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,10 +18,10 @@ enum Severity {
 }
 
 impl Severity {
-    const fn of(told: &Told) -> Self {
-        match told.event.action {
+    const fn of(action: Action, observed: bool) -> Self {
+        match action {
             Action::Fail | Action::Alarm | Action::Hold => Self::Critical,
-            Action::Ban | Action::Extend if told.observed => Self::Info,
+            Action::Ban | Action::Extend if observed => Self::Info,
             Action::Ban | Action::Extend | Action::Refuse => Self::Warning,
             Action::Unban | Action::AllClear | Action::Resume => Self::Resolved,
             Action::Baseline | Action::Start | Action::Stop | Action::Notice => Self::Info,
@@ -49,47 +49,83 @@ const IN_LIST: usize = 150;
 /// Offenders that a digest names.
 const NAMED: usize = 10;
 
-/// The message about a batch.
-pub(super) fn payload(batch: &Batch, settings: &Settings) -> Value {
-    let (headline, text, detail, severity, fields) = match batch.told.as_slice() {
-        [told] if !batch.is_digest() => {
-            let detail = code(&told.event.condition, DETAIL);
-            (
-                headline(told),
-                one_line(told),
-                detail,
-                Severity::of(told),
-                fields(told),
-            )
+/// What one message says, before it is laid out.
+struct Said {
+    headline: String,
+    /// The one-line form.
+    text: String,
+    detail: String,
+    severity: Severity,
+    /// At most eight.
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Said {
+    fn of_one(told: &Told) -> Self {
+        Self {
+            headline: headline(told),
+            text: one_line(told),
+            detail: code(&told.event.condition, DETAIL),
+            severity: Severity::of(told.event.action, told.is_observed()),
+            fields: fields(told),
         }
-        all => {
-            let severity = all.iter().map(Severity::of).max().unwrap_or(Severity::Info);
-            let counted = count(all);
-            let text = all.first().map_or_else(String::new, |first| {
-                format!("[{}] {counted}", first.event.time)
-            });
-            (counted, text, list(all), severity, digest_fields(batch))
+    }
+
+    fn of_many(digest: &Digest) -> Self {
+        let new = digest.new_ones();
+        let severities = new
+            .iter()
+            .map(|(action, observed, _)| Severity::of(action, observed));
+        let (headline, severity) = match &digest.so_far {
+            Some(so_far) if so_far.is_over => {
+                let headline = format!("Resolved: calm again after {}", count(&so_far.all));
+                (headline, Severity::Resolved)
+            }
+            so_far => {
+                let headline = so_far.map_or_else(
+                    || count(&new),
+                    |so_far| format!("{} so far", count(&so_far.all)),
+                );
+                (headline, severities.max().unwrap_or(Severity::Info))
+            }
+        };
+        let time = digest.told.first().map(|told| told.event.time);
+        let time = time.or_else(|| Some(digest.so_far?.span?.newest));
+        Self {
+            text: time.map_or_else(|| headline.clone(), |time| format!("[{time}] {headline}")),
+            headline,
+            detail: list(digest),
+            severity,
+            fields: digest_fields(digest),
         }
+    }
+}
+
+/// The message.
+pub(super) fn payload(news: &News, slack: &Slack) -> Value {
+    let said = match news {
+        News::One(told) => Said::of_one(told),
+        News::Digest(digest) => Said::of_many(digest),
     };
-    let (mark, word) = severity.words();
-    let first = [
-        ("Severity", word.to_owned()),
-        ("Host", settings.host.clone()),
-    ];
+    let (mark, word) = said.severity.words();
+    let first = [("Severity", word.to_owned()), ("Host", slack.host.clone())];
     let fields: Vec<Value> = first
         .into_iter()
-        .chain(fields)
+        .chain(said.fields)
         .map(|(name, value)| mrkdwn(&format!("*{name}*\n{}", code(&value, FIELD))))
         .collect();
-    let header = shortened(&format!("{mark} {headline} · {}", settings.host), HEADER);
+    let header = shortened(
+        &format!("{mark} {} · {}", said.headline, slack.host),
+        HEADER,
+    );
     let mut blocks = vec![
         json!({"type": "header", "text": {"type": "plain_text", "text": header, "emoji": false}}),
-        json!({"type": "section", "text": mrkdwn(&detail)}),
+        json!({"type": "section", "text": mrkdwn(&said.detail)}),
         json!({"type": "section", "fields": fields}),
     ];
     let links = [
-        ("Dashboard", &settings.dashboard),
-        ("Runbook", &settings.runbook),
+        ("Dashboard", &slack.links.dashboard),
+        ("Runbook", &slack.links.runbook),
     ];
     let links: Vec<String> = links
         .iter()
@@ -98,7 +134,7 @@ pub(super) fn payload(batch: &Batch, settings: &Settings) -> Value {
     if !links.is_empty() {
         blocks.push(json!({"type": "context", "elements": [mrkdwn(&links.join(" · "))]}));
     }
-    let text = shortened(&format!("{text} | {}", settings.host), DETAIL);
+    let text = shortened(&format!("{} | {}", said.text, slack.host), DETAIL);
     json!({"text": escaped(&text), "blocks": blocks})
 }
 
@@ -108,7 +144,7 @@ fn headline(told: &Told) -> String {
     let who = event
         .subject
         .map_or_else(|| "the site".to_owned(), |subject| subject.to_string());
-    match (event.action, told.observed) {
+    match (event.action, told.is_observed()) {
         (Action::Ban, false) => format!("Banned {who}{}", for_how_long(event)),
         (Action::Ban, true) => format!("Would ban {who}{} (only observed)", for_how_long(event)),
         (Action::Unban, false) => format!("Resolved: the ban of {who} is over"),
@@ -137,12 +173,16 @@ fn one_line(told: &Told) -> String {
     } else {
         ""
     };
-    format!("{}{effect}", told.event.line(told.observed))
+    format!("{}{effect}", told.event.line(told.is_observed()))
 }
 
 /// Is it about a ban that drops nothing?
-const fn is_harmless(told: &Told) -> bool {
-    told.observed && matches!(told.event.action, Action::Ban | Action::Unban)
+fn is_harmless(told: &Told) -> bool {
+    told.is_observed() && drops_packets(told.event.action)
+}
+
+const fn drops_packets(action: Action) -> bool {
+    matches!(action, Action::Ban | Action::Unban)
 }
 
 /// What is known of an event besides its condition; at most eight.
@@ -214,7 +254,7 @@ fn baseline(finding: &Finding) -> String {
 }
 
 /// So many of each kind, for the header of a digest.
-fn count(all: &[Told]) -> String {
+fn count(all: &Tally) -> String {
     let kinds = [
         (Action::Ban, "ban"),
         (Action::Unban, "unban"),
@@ -223,12 +263,12 @@ fn count(all: &[Told]) -> String {
         (Action::Refuse, "refusal"),
     ];
     let mut parts = Vec::new();
-    for (action, noun) in kinds {
+    for (kind, noun) in kinds {
         for harmless in [false, true] {
-            let n = all
-                .iter()
-                .filter(|told| told.event.action == action && is_harmless(told) == harmless)
-                .count();
+            let alike = |(action, observed, _): &(Action, bool, u64)| {
+                *action == kind && (*observed && drops_packets(kind)) == harmless
+            };
+            let n: u64 = all.iter().filter(alike).map(|(_, _, n)| n).sum();
             let would_be = if harmless { "would-be " } else { "" };
             let plural = if n == 1 { "" } else { "s" };
             if n > 0 {
@@ -236,7 +276,7 @@ fn count(all: &[Told]) -> String {
             }
         }
     }
-    let observed = if all.iter().any(is_harmless) {
+    let observed = if harmless(all) > 0 {
         " (only observed)"
     } else {
         ""
@@ -244,22 +284,37 @@ fn count(all: &[Told]) -> String {
     format!("{}{observed}", parts.join(", "))
 }
 
-fn digest_fields(batch: &Batch) -> Vec<(&'static str, String)> {
+/// So many drop nothing.
+fn harmless(all: &Tally) -> u64 {
+    let harmless = all
+        .iter()
+        .filter(|(action, observed, _)| *observed && drops_packets(*action));
+    harmless.map(|(_, _, n)| n).sum()
+}
+
+fn digest_fields(digest: &Digest) -> Vec<(&'static str, String)> {
     let mut fields = Vec::new();
-    let times = || batch.told.iter().map(|told| told.event.time);
-    if let (Some(first), Some(last)) = (times().min(), times().max()) {
-        fields.push((
-            "Span",
-            format!("{first} to {last} ({})", format_duration(last.since(first))),
-        ));
+    let new = digest.new_ones();
+    if digest.so_far.is_some() && new.total() > 0 {
+        fields.push(("New", count(&new)));
     }
-    let harmless = batch.told.iter().filter(|told| is_harmless(told)).count();
-    if harmless > 0 {
+    let spans = [
+        ("Span", Span::of(&digest.told)),
+        ("All of it", digest.so_far.and_then(|so_far| so_far.span)),
+    ];
+    for (name, span) in spans {
+        if let Some(Span { first, newest }) = span {
+            let length = format_duration(newest.since(first));
+            fields.push((name, format!("{first} to {newest} ({length})")));
+        }
+    }
+    if harmless(&new) > 0 {
         fields.push((
             "Effect",
             format!(
-                "none for {harmless} of {}: only observed, nothing was dropped",
-                batch.told.len()
+                "none for {} of {}: only observed, nothing was dropped",
+                harmless(&new),
+                new.total()
             ),
         ));
     }
@@ -267,21 +322,21 @@ fn digest_fields(batch: &Batch) -> Vec<(&'static str, String)> {
         ("Newest failure", Action::Fail),
         ("Newest refusal", Action::Refuse),
     ] {
-        if let Some(told) = batch
+        let newest = digest
             .told
             .iter()
             .rev()
-            .find(|told| told.event.action == action)
-        {
+            .find(|told| told.event.action == action);
+        if let Some(told) = newest {
             fields.push((name, told.event.condition.clone()));
         }
     }
-    if batch.left_out > 0 {
+    if digest.left_out.total() > 0 {
         fields.push((
-            "Not counted",
+            "Not listed",
             format!(
                 "{} older events; the queue was full, history.jsonl has them",
-                batch.left_out
+                digest.left_out.total()
             ),
         ));
     }
@@ -289,7 +344,7 @@ fn digest_fields(batch: &Batch) -> Vec<(&'static str, String)> {
 }
 
 /// The first offenders by rate, those whose ban is over last, each with its evidence.
-fn list(all: &[Told]) -> String {
+fn list(digest: &Digest) -> String {
     let is_over = |told: &Told| told.event.action == Action::Unban;
     let rate = |told: &Told| {
         told.event
@@ -297,7 +352,7 @@ fn list(all: &[Told]) -> String {
             .as_ref()
             .map_or(f64::NEG_INFINITY, |finding| finding.rate)
     };
-    let mut sorted: Vec<&Told> = all.iter().collect();
+    let mut sorted: Vec<&Told> = digest.told.iter().collect();
     sorted.sort_by(|a, b| {
         is_over(a)
             .cmp(&is_over(b))
@@ -315,8 +370,12 @@ fn list(all: &[Told]) -> String {
         room = left;
         lines.push(line);
     }
-    if all.len() > lines.len() {
-        lines.push(format!("… and {} more", all.len() - lines.len()));
+    let all = digest.new_ones().total();
+    let more = all.saturating_sub(lines.len() as u64);
+    if all == 0 {
+        lines.push("Nothing more has come.".to_owned());
+    } else if more > 0 {
+        lines.push(format!("… and {more} more"));
     }
     lines.join("\n")
 }
@@ -412,19 +471,19 @@ mod tests {
     use portcullis_engine::{Ban, Timestamp, baseline::Learnt, detect::Test};
 
     use super::*;
+    use crate::{
+        enforce::Mode,
+        notify::slack::{Links, SoFar},
+    };
 
     const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
 
-    fn settings() -> Settings {
-        Settings {
-            webhook: "https://hooks.slack.com/services/T/B/x".parse().unwrap(),
-            host: "edge-1".to_owned(),
+    fn slack() -> Slack {
+        let links = Links {
             dashboard: Some("https://grafana.example/d/1?a=1&b=2".to_owned()),
             runbook: Some("https://runbook.example/|>".to_owned()),
-            min_interval: Duration::from_secs(1),
-            queue: 256,
-            timeout: Duration::from_secs(5),
-        }
+        };
+        Slack::new("edge-1", links, Duration::from_secs(1))
     }
 
     fn finding(rate: f64) -> Finding {
@@ -465,19 +524,32 @@ mod tests {
             once_confirmed: None,
         };
         let event = Event::of_ban(NOW, action, &ban, ban.reason.clone());
-        Told { event, observed }
+        let mode = if observed {
+            Mode::Observe
+        } else {
+            Mode::Enforce
+        };
+        Told { event, mode }
     }
 
     fn about(action: Action, condition: &str) -> Told {
         let event = Event::new(NOW, action, condition);
         Told {
             event,
-            observed: false,
+            mode: Mode::Enforce,
         }
     }
 
-    fn render(told: Vec<Told>) -> Value {
-        payload(&Batch { told, left_out: 0 }, &settings())
+    fn render(told: Told) -> Value {
+        payload(&News::One(Box::new(told)), &slack())
+    }
+
+    fn render_all(digest: Digest) -> Value {
+        payload(&News::Digest(Box::new(digest)), &slack())
+    }
+
+    fn left_out(bans: usize) -> Tally {
+        Tally::of(&vec![ban("192.0.2.1", 20.0, Action::Ban, false); bans])
     }
 
     fn header(payload: &Value) -> &str {
@@ -543,7 +615,7 @@ mod tests {
 
     #[test]
     fn a_ban_says_who_why_against_what_and_for_how_long() {
-        let payload = render(vec![ban("2001:db8:100:7::/64", 20.0, Action::Ban, false)]);
+        let payload = render(ban("2001:db8:100:7::/64", 20.0, Action::Ban, false));
         check(&payload);
         let expected = json!({
             "text": "[2023-11-14T22:13:20.000Z] BAN 2001:db8:100:7::/64 | z 5.00 &gt; 3 | 20.00 req/s | \
@@ -587,7 +659,7 @@ mod tests {
                 "🟢 Resolved: the would-be ban of 192.0.2.1 is over (only observed) · edge-1",
             ),
         ] {
-            let payload = render(vec![ban("192.0.2.1", 20.0, action, true)]);
+            let payload = render(ban("192.0.2.1", 20.0, action, true));
             check(&payload);
             assert_eq!(header(&payload), headline);
             let fallback = payload["text"].as_str().unwrap();
@@ -636,7 +708,7 @@ mod tests {
             (Action::Stop, "🔵 Portcullis stops · edge-1"),
             (Action::Notice, "🔵 Portcullis has news · edge-1"),
         ] {
-            let payload = render(vec![about(action, "why")]);
+            let payload = render(about(action, "why"));
             check(&payload);
             assert_eq!(header(&payload), headline);
         }
@@ -644,7 +716,7 @@ mod tests {
 
     #[test]
     fn a_ban_that_is_over_does_not_show_what_is_left_of_it() {
-        let payload = render(vec![ban("192.0.2.1", 20.0, Action::Unban, false)]);
+        let payload = render(ban("192.0.2.1", 20.0, Action::Unban, false));
         check(&payload);
         let text = payload.to_string();
         assert!(
@@ -668,11 +740,15 @@ mod tests {
             .collect();
         told.push(ban("198.51.100.1", 999.0, Action::Unban, false));
         told.push(ban("198.51.100.2", 0.0, Action::Fail, false));
-        let payload = payload(&Batch { told, left_out: 7 }, &settings());
+        let payload = render_all(Digest {
+            told,
+            left_out: left_out(7),
+            so_far: None,
+        });
         check(&payload);
         assert_eq!(
             header(&payload),
-            "🔴 25 bans, 25 would-be bans, 1 unban, 1 failure (only observed) · edge-1"
+            "🔴 32 bans, 25 would-be bans, 1 unban, 1 failure (only observed) · edge-1"
         );
         let list = payload["blocks"][1]["text"]["text"].as_str().unwrap();
         let lines: Vec<&str> = list.lines().collect();
@@ -684,11 +760,11 @@ mod tests {
             "{list}"
         );
         assert!(lines[9].contains("192.0.2.40"), "{list}");
-        assert_eq!(lines[10], "… and 42 more");
+        assert_eq!(lines[10], "… and 49 more");
         let text = payload.to_string();
         for part in [
             "7 older events",
-            "none for 25 of 52",
+            "none for 25 of 59",
             "*Newest failure*",
             "*Span*",
         ] {
@@ -699,13 +775,84 @@ mod tests {
     #[test]
     fn a_single_ban_does_not_hide_those_that_the_queue_had_no_room_for() {
         let told = vec![ban("192.0.2.1", 20.0, Action::Ban, false)];
-        let payload = payload(&Batch { told, left_out: 3 }, &settings());
+        let payload = render_all(Digest {
+            told,
+            left_out: left_out(3),
+            so_far: None,
+        });
         check(&payload);
-        assert_eq!(header(&payload), "🟠 1 ban · edge-1");
+        assert_eq!(header(&payload), "🟠 4 bans · edge-1");
         assert!(
             payload.to_string().contains("3 older events"),
             "{payload:#}"
         );
+    }
+
+    #[test]
+    fn in_a_flood_the_headline_is_the_running_total_and_at_its_end_the_sum() {
+        let so_far = |is_over| SoFar {
+            all: left_out(55),
+            span: Some(Span {
+                first: NOW,
+                newest: NOW + Duration::from_secs(100),
+            }),
+            is_over,
+        };
+        let payload = render_all(Digest {
+            told: vec![ban("192.0.2.1", 20.0, Action::Ban, false)],
+            left_out: Tally::default(),
+            so_far: Some(so_far(false)),
+        });
+        check(&payload);
+        assert_eq!(header(&payload), "🟠 55 bans so far · edge-1");
+        let text = payload.to_string();
+        for part in ["*New*\\n`1 ban`", "2023-11-14T22:15:00.000Z (1m 40s)"] {
+            assert!(text.contains(part), "{part} is missing in {payload:#}");
+        }
+
+        let payload = render_all(Digest {
+            so_far: Some(so_far(true)),
+            ..Digest::default()
+        });
+        check(&payload);
+        assert_eq!(
+            header(&payload),
+            "🟢 Resolved: calm again after 55 bans · edge-1"
+        );
+        assert!(payload.to_string().contains("`resolved`"), "{payload:#}");
+    }
+
+    /// More of everything than ever comes at once.
+    #[test]
+    fn the_fullest_digest_keeps_to_slack_s_limits() {
+        let kinds = [
+            Action::Ban,
+            Action::Unban,
+            Action::Extend,
+            Action::Fail,
+            Action::Refuse,
+        ];
+        let told: Vec<Told> = (0..100_000_u32)
+            .map(|n| {
+                let [_, a, b, c] = n.to_be_bytes();
+                let action = kinds[n as usize % kinds.len()];
+                let subject = format!("10.{a}.{b}.{c}");
+                ban(&subject, f64::from(n), action, n.is_multiple_of(3))
+            })
+            .collect();
+        let all = Tally::of(&told);
+        check(&render_all(Digest {
+            told,
+            left_out: all,
+            so_far: Some(SoFar {
+                all: Tally([[u64::MAX / 20; 2]; 5]),
+                span: Some(Span {
+                    first: NOW,
+                    newest: NOW + Duration::from_hours(10_000),
+                }),
+                is_over: false,
+            }),
+        }));
     }
 
     #[test]
@@ -744,37 +891,32 @@ mod tests {
         for text in &texts {
             let mut told = ban("2001:db8:100:7::/64", f64::MAX, Action::Ban, true);
             told.event.condition.clone_from(text);
-            check(&render(vec![told.clone()]));
+            check(&render(told.clone()));
             told.event.action = Action::Fail;
             told.event.finding = None;
-            check(&render(vec![told; 12]));
+            check(&render_all(Digest {
+                told: vec![told; 12],
+                ..Digest::default()
+            }));
 
-            let settings = Settings {
+            let slack = Slack {
                 host: text.clone(),
-                ..settings()
+                ..slack()
             };
-            let batch = Batch {
-                told: vec![about(Action::Notice, text)],
-                left_out: 0,
-            };
-            check(&payload(&batch, &settings));
+            let news = News::One(Box::new(about(Action::Notice, text)));
+            check(&payload(&news, &slack));
         }
     }
 
     #[test]
     fn without_links_there_is_no_context_line() {
-        let settings = Settings {
+        let links = Links {
             dashboard: None,
             runbook: Some(String::new()),
-            ..settings()
         };
-        let payload = payload(
-            &Batch {
-                told: vec![about(Action::Start, "why")],
-                left_out: 0,
-            },
-            &settings,
-        );
+        let slack = Slack { links, ..slack() };
+        let news = News::One(Box::new(about(Action::Start, "why")));
+        let payload = payload(&news, &slack);
         assert_eq!(
             payload["blocks"].as_array().unwrap().len(),
             3,
