@@ -159,7 +159,7 @@ fn an_allowlisted_attacker_is_an_alert() {
     let alert = alerts.iter().find(|alert| alert["subject"] == ATTACKER);
     let reason = alert.unwrap()["reasons"][0].as_str().unwrap();
     assert!(
-        reason.contains("on the allowlist (203.0.113.0/24)"),
+        reason.contains("on the allowlist (203.0.113.0/24: configured)"),
         "{reason}"
     );
 }
