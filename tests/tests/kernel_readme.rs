@@ -103,7 +103,7 @@ fn every_command_of_the_readme_works() -> Result<()> {
                 assert_eq!(said, "slack     delivered\n");
             }
             "--help" => drop(agent::plain(&lab, &words)?.success()?),
-            "status" | "bans" | "explain" | "ban" | "unban" | "confirm" | "allow" => {
+            "status" | "bans" | "explain" | "ban" | "unban" | "confirm" | "allow" | "reload" => {
                 drop(agent.verb(&words)?.success()?);
             }
             // In a laboratory some of it is as it should not be; what counts is that it says so.

@@ -305,8 +305,8 @@ pub struct Engine {
     ledger: Ledger,
     /// Bans that end soon, and whose sources are being looked at.
     looked_at: BTreeSet<Subject>,
-    /// Bans that were extended, of which the back end has not told yet.
-    extended: BTreeSet<Subject>,
+    /// Bans that were extended, of which the back end has not told yet; and whether it has failed so far.
+    extended: BTreeMap<Subject, bool>,
     watch: Watch,
     prefixes: Prefixes,
     blast: Blast,
@@ -374,7 +374,7 @@ impl Engine {
                 settings.forgive,
             ),
             looked_at: BTreeSet::new(),
-            extended: BTreeSet::new(),
+            extended: BTreeMap::new(),
             watch: Watch::new(
                 &settings.detect,
                 saved
@@ -941,7 +941,7 @@ impl Engine {
         );
         let event = Event::of_ban(now, Action::Extend, &ban, words);
         if self.enforce(ban).is_ok() {
-            self.extended.insert(subject);
+            self.extended.insert(subject, false);
             self.command(Command::Record(event));
         }
     }
@@ -1054,13 +1054,20 @@ impl Engine {
     /// Takes in what became of a command.
     pub fn outcome(&mut self, outcome: Outcome, now: Timestamp) {
         let event = match outcome {
-            // That it goes on has been said.
-            Outcome::Banned(ban, Ok(())) if self.extended.remove(&ban.subject) => return,
+            Outcome::Banned(ban, Ok(())) if self.extended.contains_key(&ban.subject) => {
+                // That it goes on has been said, unless that it does not has been said since.
+                if self.extended.remove(&ban.subject) != Some(true) {
+                    return;
+                }
+                Event::of_ban(now, Action::Extend, &ban, "in force again")
+            }
             Outcome::Banned(ban, Ok(())) => {
                 Event::of_ban(now, Action::Ban, &ban, ban.reason.clone())
             }
             Outcome::Banned(ban, Err(error)) => {
-                self.extended.remove(&ban.subject);
+                if let Some(has_failed) = self.extended.get_mut(&ban.subject) {
+                    *has_failed = true;
+                }
                 Event::of_ban(now, Action::Fail, &ban, format!("not banned yet: {error}"))
             }
             Outcome::Unbanned(ban, cause, Ok(())) => Event::of_ban(now, Action::Unban, &ban, cause),

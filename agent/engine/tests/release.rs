@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bench::{Bench, START, settings};
 use portcullis_engine::{
-    Command, Refusal, Release, Saved, Settings, Subject, Term, Timestamp, Wish,
+    Command, Outcome, Refusal, Release, Saved, Settings, Subject, Term, Timestamp, Wish,
     command::{Action, Allowed, Change},
     ledger::Length,
 };
@@ -307,4 +307,30 @@ fn what_an_operator_allows_is_released_and_is_never_banned_until_it_is_taken_off
         bench.engine.disallow(configured, "root", bench.now),
         Err(Refusal::NotAllowed(configured))
     );
+}
+
+#[test]
+fn an_extension_that_fails_at_first_is_said_to_be_in_force_when_it_is() {
+    let mut bench = Bench::new(looking());
+    let end = bench.offend();
+    let left = end.since(bench.now).as_secs();
+    bench.pass(left - 1);
+    bench.engine.looked(host(), Some(Duration::ZERO), bench.now);
+    let extended =
+        std::iter::from_fn(|| bench.engine.next_command()).find_map(|command| match command {
+            Command::Ban(ban) => Some(ban),
+            _ => None,
+        });
+    let extended = extended.unwrap();
+    let bans = bench.told(Action::Ban).len();
+    for result in [Err("no room".to_owned()), Ok(()), Ok(())] {
+        let outcome = Outcome::Banned(extended.clone(), result);
+        bench.engine.outcome(outcome, bench.now);
+        bench.collect();
+    }
+    assert_eq!(bench.told(Action::Fail), ["not banned yet: no room"]);
+    let told = bench.told(Action::Extend);
+    assert_eq!((told.len(), told[1].as_str()), (2, "in force again"));
+    // Brought back by a comparison later on, it is a ban like any other.
+    assert_eq!(bench.told(Action::Ban).len(), bans + 1);
 }

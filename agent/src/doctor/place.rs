@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::{fs::FileTypeExt as _, net::UnixStream},
+    os::unix::{ffi::OsStrExt as _, fs::FileTypeExt as _, net::UnixStream},
     path::Path,
 };
 
@@ -16,12 +16,17 @@ use nix::{
 
 use super::{Check, Plan, command};
 use crate::{
+    audit,
+    config::Config,
     control::{self, AskError, Request},
     runtime::Status,
 };
 
 pub(super) fn checks(plan: &Plan) -> Vec<Check> {
-    vec![state(&plan.config.state_dir), socket(plan), clock()]
+    let Config {
+        state_dir, history, ..
+    } = &plan.config;
+    vec![state(state_dir, *history), socket(plan), clock()]
 }
 
 /// The folder, or the first above it that is there.
@@ -60,10 +65,23 @@ pub(super) fn unwritable(dir: &Path) -> Option<(String, String)> {
         })
 }
 
-/// Room that the ledger and a good while of history take.
-const ROOM: u64 = 256 << 20;
+/// Room that the ledger takes with a hundred thousand bans and offenders, while it is written anew.
+const LEDGER: u64 = 64 << 20;
 
-fn state(dir: &Path) -> Check {
+/// Room that is still needed: the history grows to its bound.
+fn room(dir: &Path, history: audit::Settings) -> u64 {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let of_history = files.filter(|file| file.file_name().as_bytes().starts_with(b"history.jsonl"));
+    let there: u64 = of_history
+        .filter_map(|file| Some(file.metadata().ok()?.len()))
+        .sum();
+    let all = history
+        .max_bytes
+        .saturating_mul(u64::from(history.keep) + 1);
+    all.saturating_sub(there).saturating_add(LEDGER)
+}
+
+fn state(dir: &Path, history: audit::Settings) -> Check {
     let name = "state folder";
     let shown = dir.display();
     if let Some((found, remedy)) = unwritable(dir) {
@@ -93,14 +111,16 @@ fn state(dir: &Path) -> Check {
         .ok()
         .map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
     let mib = |bytes: u64| bytes >> 20;
+    let room = room(dir, history);
     match free {
-        Some(free) if free < ROOM => Check::warn(
+        Some(free) if free < room => Check::warn(
             name,
             format!(
-                "{shown} has {} MiB left; a full disk costs history",
-                mib(free)
+                "{shown} has {} MiB left, and ledger and history may take {} MiB more; a full disk costs history",
+                mib(free),
+                mib(room)
             ),
-            format!("make room, at least {} MiB", mib(ROOM)),
+            "make room, or lower history.max_bytes or history.keep".to_owned(),
         ),
         _ => {
             let is = if dir.exists() {
@@ -311,18 +331,39 @@ fn has_links(pin_dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{super::Outcome, *};
-    use crate::{config::Config, enforce::nginx, runtime::Unreadable};
+    use crate::{enforce::nginx, runtime::Unreadable};
 
     #[test]
     fn a_state_folder_that_is_to_be_made_is_judged_by_the_one_above_it() {
         let above = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let check = state(&above.path().join("not/yet"));
+        let history = Config::default().history;
+        let check = state(&above.path().join("not/yet"), history);
         assert_ne!(check.outcome, Outcome::Fail, "{check:?}");
         fs::write(above.path().join("file"), "").unwrap();
         assert_eq!(
-            state(&above.path().join("file/below")).outcome,
+            state(&above.path().join("file/below"), history).outcome,
             Outcome::Fail
         );
+    }
+
+    #[test]
+    fn the_history_s_room_is_what_it_does_not_have_yet() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let history = audit::Settings {
+            max_bytes: 1000,
+            keep: 2,
+        };
+        assert_eq!(room(folder.path(), history), LEDGER + 3000);
+        fs::write(folder.path().join("history.jsonl"), [0; 600]).unwrap();
+        fs::write(folder.path().join("history.jsonl.1"), [0; 900]).unwrap();
+        fs::write(folder.path().join("history.head"), [0; 100]).unwrap();
+        assert_eq!(room(folder.path(), history), LEDGER + 1500);
+        let endless = audit::Settings {
+            max_bytes: u64::MAX,
+            keep: 2,
+        };
+        let check = state(folder.path(), endless);
+        assert!(check.found.contains("may take"), "{check:?}");
     }
 
     #[test]
