@@ -124,6 +124,8 @@ pub struct Status {
     pub history_error: Option<String>,
     /// What the configuration file says otherwise than the agent does, until it is started anew.
     pub needs_restart: Vec<String>,
+    /// Names on the allowlist that have no address, so that nobody is spared for them.
+    pub names_without_address: Vec<String>,
 }
 
 #[cfg(test)]
@@ -161,6 +163,7 @@ impl Status {
             history_lost: 0,
             history_error: None,
             needs_restart: Vec::new(),
+            names_without_address: Vec::new(),
         }
     }
 }
@@ -660,7 +663,7 @@ impl Agent {
         let observed = event.observe || self.mode == Mode::Observe;
         match event.action {
             Action::Baseline => debug!("{}", event.line(observed)),
-            Action::Fail | Action::Alarm => warn!("{}", event.line(observed)),
+            Action::Fail | Action::Alarm | Action::Hold => warn!("{}", event.line(observed)),
             _ => info!("{}", event.line(observed)),
         }
         self.history.record(event, self.mode);
@@ -744,6 +747,7 @@ impl Agent {
             history_lost: self.history.lost(),
             history_error: self.history.problem(),
             needs_restart: self.running.needs_restart(),
+            names_without_address: self.surroundings.names_without_address(),
         }
     }
 

@@ -3,9 +3,12 @@
 //! its own: the answer of a name server can take long.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, ToSocketAddrs as _},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     thread,
     time::Duration,
 };
@@ -40,7 +43,9 @@ const MAX_ADDRESSES: usize = 64;
 /// The thread that looks. It ends when this is dropped, or soon after.
 #[derive(Debug)]
 pub struct Surroundings {
-    settings: SyncSender<Settings>,
+    settings: Arc<Mutex<Settings>>,
+    wake: SyncSender<()>,
+    unknown: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Surroundings {
@@ -52,19 +57,18 @@ impl Surroundings {
     pub fn start(settings: Settings) -> Result<(Self, Entries, mpsc::Receiver<Entries>)> {
         let (sender, receiver) = mpsc::channel(1);
         let (first_sender, first) = sync_channel(1);
-        let (settings_sender, changes) = sync_channel(1);
+        let (wake, woken) = sync_channel(1);
+        let unknown = Arc::default();
         // What this host is like takes no waiting.
-        let mut at_first = look(
-            &Settings {
-                names: Vec::new(),
-                ..settings.clone()
-            },
-            &mut BTreeMap::new(),
-        );
+        let mut at_first = of_host(&settings);
         let has_names = !settings.names.is_empty();
+        let settings = Arc::new(Mutex::new(settings));
         thread::Builder::new()
             .name("surroundings".to_owned())
-            .spawn(move || watch(settings, &changes, &first_sender, &sender))
+            .spawn({
+                let (settings, names) = (Arc::clone(&settings), Names::new(&unknown));
+                move || watch(&settings, names, &woken, &first_sender, &sender)
+            })
             .context("cannot start the thread that looks at what is around this host")?;
         if has_names {
             if let Ok(entries) = first.recv_timeout(PATIENCE) {
@@ -76,70 +80,122 @@ impl Surroundings {
             }
         }
         let surroundings = Self {
-            settings: settings_sender,
+            settings,
+            wake,
+            unknown,
         };
         Ok((surroundings, at_first, receiver))
     }
 
-    /// Looks at other things from now on, soon. Says whether it will: it has not if it was told a moment ago.
-    pub fn set(&self, settings: Settings) -> bool {
-        self.settings.try_send(settings).is_ok()
+    /// Looks at these things from now on, soon.
+    pub fn set(&self, settings: Settings) {
+        *locked(&self.settings) = settings;
+        // Woken already, the thread has yet to read them.
+        let _ = self.wake.try_send(());
+    }
+
+    /// Names that have never had an address since they were configured.
+    #[must_use]
+    pub fn names_without_address(&self) -> Vec<String> {
+        locked(&self.unknown).iter().cloned().collect()
     }
 }
 
 fn watch(
-    mut settings: Settings,
-    changes: &Receiver<Settings>,
+    settings: &Mutex<Settings>,
+    mut names: Names,
+    woken: &Receiver<()>,
     first: &SyncSender<Entries>,
     told: &mpsc::Sender<Entries>,
 ) {
-    let mut known = BTreeMap::new();
-    let mut newest = look(&settings, &mut known);
+    let at_first = locked(settings).clone();
+    let mut newest = look(&at_first, &mut names);
     // Whoever has waited too long hears it as a change.
-    let mut is_told = !settings.names.is_empty() && first.try_send(newest.clone()).is_ok();
+    let mut is_told = !at_first.names.is_empty() && first.try_send(newest.clone()).is_ok();
     loop {
         if !is_told && told.blocking_send(newest.clone()).is_err() {
             return;
         }
-        match changes.recv_timeout(AGAIN) {
-            Ok(changed) => settings = changed,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+        if woken.recv_timeout(AGAIN) == Err(RecvTimeoutError::Disconnected) {
+            return;
         }
-        let entries = look(&settings, &mut known);
+        let wanted = locked(settings).clone();
+        let entries = look(&wanted, &mut names);
         is_told = entries == newest;
         newest = entries;
     }
 }
 
-/// Everybody who is to be spared now. `known` is what names have stood for: while a name server does not answer, that holds.
-fn look(settings: &Settings, known: &mut BTreeMap<String, Vec<IpAddr>>) -> Entries {
-    let mut entries: Entries = Vec::new();
-    if settings.host {
-        let host = host::protected().into_iter();
-        entries.extend(host.map(|(net, what)| (net, Why::Host(what.to_owned()))));
-    }
-    known.retain(|name, _| settings.names.contains(name));
-    for name in &settings.names {
-        match addresses(name) {
-            Ok(addresses) => {
-                if known.get(name) != Some(&addresses) {
-                    info!("{name} is never banned (bans.allow): {addresses:?}");
-                }
-                known.insert(name.clone(), addresses);
-            }
-            Err(problem) if known.contains_key(name) => {
-                debug!("{name} (bans.allow) has no address now: {problem}; the ones before hold");
-            }
-            Err(problem) => warn!(
-                "{name} (bans.allow) has no address: {problem}; correct the name, or see to its name server"
-            ),
-        }
-        let nets = known.get(name).into_iter().flatten();
-        entries.extend(nets.map(|address| (IpNet::from(*address), Why::Name(name.clone()))));
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everybody who is to be spared now.
+fn look(settings: &Settings, names: &mut Names) -> Entries {
+    let mut entries = of_host(settings);
+    names.look_up(&settings.names);
+    for (name, addresses) in &names.known {
+        let nets = addresses.iter().copied().map(IpNet::from);
+        entries.extend(nets.map(|net| (net, Why::Name(name.clone()))));
     }
     entries.sort_by_key(|(net, _)| *net);
     entries
+}
+
+fn of_host(settings: &Settings) -> Entries {
+    let host = settings.host.then(host::protected).unwrap_or_default();
+    let entries = host.into_iter();
+    entries
+        .map(|(net, what)| (net, Why::Host(what.to_owned())))
+        .collect()
+}
+
+/// What names stand for.
+struct Names {
+    /// While a name server does not answer, what it has said before holds.
+    known: BTreeMap<String, Vec<IpAddr>>,
+    /// Names that have had no answer yet.
+    unknown: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Names {
+    fn new(unknown: &Arc<Mutex<BTreeSet<String>>>) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            unknown: Arc::clone(unknown),
+        }
+    }
+
+    fn look_up(&mut self, names: &[String]) {
+        self.known.retain(|name, _| names.contains(name));
+        self.unknown().retain(|name| names.contains(name));
+        for name in names {
+            match addresses(name) {
+                Ok(addresses) => {
+                    if self.known.get(name) != Some(&addresses) {
+                        info!("{name} is never banned (bans.allow): {addresses:?}");
+                    }
+                    self.unknown().remove(name);
+                    self.known.insert(name.clone(), addresses);
+                }
+                Err(problem) if self.known.contains_key(name) => {
+                    debug!("{name} (bans.allow) has no address now: {problem}; those before hold");
+                }
+                // Said once, and in the status.
+                Err(problem) => {
+                    if self.unknown().insert(name.clone()) {
+                        warn!(
+                            "{name} (bans.allow) has no address: {problem}; correct the name, or see to its name server"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    fn unknown(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        locked(&self.unknown)
+    }
 }
 
 fn addresses(name: &str) -> Result<Vec<IpAddr>, String> {
@@ -180,11 +236,16 @@ mod tests {
             host: true,
             names: Vec::new(),
         };
-        assert!(surroundings.set(wanted));
+        assert_eq!(
+            surroundings.names_without_address(),
+            ["no.such.name.invalid"]
+        );
+        surroundings.set(wanted);
         let changed = changes.blocking_recv().unwrap();
         assert!(!changed.iter().any(is_localhost), "{changed:?}");
         let own = Why::Host("an address of this host".to_owned());
         assert!(changed.iter().any(|(_, why)| *why == own), "{changed:?}");
+        assert!(surroundings.names_without_address().is_empty());
         drop(surroundings);
         assert!(changes.blocking_recv().is_none(), "the thread has ended");
     }
@@ -196,11 +257,13 @@ mod tests {
             names: vec!["no.such.name.invalid".to_owned()],
         };
         let address: IpAddr = "192.0.2.1".parse().unwrap();
-        let mut known = BTreeMap::from([(settings.names[0].clone(), vec![address])]);
-        let entries = look(&settings, &mut known);
+        let mut names = Names::new(&Arc::default());
+        names.known.insert(settings.names[0].clone(), vec![address]);
+        let entries = look(&settings, &mut names);
         let why = Why::Name("no.such.name.invalid".to_owned());
         assert_eq!(entries, [(IpNet::from(address), why)]);
-        look(&Settings::default(), &mut known);
-        assert!(known.is_empty());
+        assert!(names.unknown().is_empty(), "it is known what it stood for");
+        look(&Settings::default(), &mut names);
+        assert!(names.known.is_empty());
     }
 }

@@ -150,6 +150,15 @@ pub(super) fn status(s: &Status) -> String {
             ),
         );
     }
+    if !s.names_without_address.is_empty() {
+        line(
+            "allow",
+            format!(
+                "no address for {}: nobody is spared for that; see bans.allow, or the name servers",
+                s.names_without_address.join(", ")
+            ),
+        );
+    }
     let tiers: Vec<String> = s
         .bans_by_tier
         .iter()

@@ -120,7 +120,7 @@ fn state(dir: &Path, history: audit::Settings) -> Check {
                 mib(free),
                 mib(room)
             ),
-            "make room, or lower history.max_bytes or history.keep".to_owned(),
+            "make room, or lower history.max_bytes or history.keep",
         ),
         _ => {
             let is = if dir.exists() {

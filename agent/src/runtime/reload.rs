@@ -149,7 +149,7 @@ impl Agent {
             Ok(reloaded) => in_words(reloaded),
             Err(problem) => {
                 error!("{problem:#}");
-                format!("{problem:#}")
+                format!("{problem:#}").replace('\n', "; ")
             }
         };
         let words = format!("configuration read anew, by {who}: {words}");
@@ -159,13 +159,15 @@ impl Agent {
 
     fn read_anew(&mut self) -> Result<Reloaded> {
         let adjusted = self.running.input.load().map_err(|problems| {
-            anyhow!("it is refused, and the one before goes on to hold:\n{problems}")
+            anyhow!(
+                "the new configuration is refused, and the one before goes on to hold:\n{problems}"
+            )
         })?;
         let now = self.now();
         let config = &adjusted.config;
         // What the files with addresses hold may be new although nothing else is.
-        let (notifier, couriers) =
-            Notifier::renew(config).context("it is refused, and the one before goes on to hold")?;
+        let (notifier, couriers) = Notifier::renew(config)
+            .context("the new configuration is refused, and the one before goes on to hold")?;
         std::mem::replace(&mut self.notifier, notifier).close();
         self.couriers.retain(|courier| !courier.is_finished());
         self.couriers.extend(couriers);
