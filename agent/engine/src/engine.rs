@@ -383,28 +383,31 @@ impl Engine {
             commands: VecDeque::new(),
             settings,
         };
-        for (subject, offences) in saved.offences {
-            if let Some(forgotten) = engine.ledger.set_offences(subject, offences) {
-                engine.command(Command::Save(Change::Forget(forgotten)));
+        for forgotten in engine.ledger.restore_offences(saved.offences) {
+            engine.command(Command::Save(Change::Forget(forgotten)));
+        }
+        let mut bans = saved.bans;
+        let is_allowed = |ban: &mut Ban| engine.allowed(ban.subject).is_some();
+        for ban in bans.extract_if(.., is_allowed).collect::<Vec<_>>() {
+            if let Some(entry) = engine.allowed(ban.subject) {
+                engine.lift(ban, format!("now on the allowlist ({entry})"));
             }
         }
         // Should there be less room than there was, the ones that end soonest go, and no operator's.
-        let mut bans = saved.bans;
-        bans.sort_by_key(|ban| {
-            let end = match ban.term {
-                Term::Permanent => Timestamp::MAX,
-                Term::Until(end) => end,
-            };
-            (ban.origin == Origin::Detector, Reverse(end), ban.subject)
-        });
-        for ban in bans {
-            let entry = engine.allowed(ban.subject);
-            if let Some(entry) = entry {
-                engine.lift(ban, format!("now on the allowlist ({entry})"));
-            } else if let Err(full) = engine.ledger.insert(ban.clone()) {
-                engine.lift(ban, full.to_string());
+        let room = engine.settings.max_bans;
+        if bans.len() > room {
+            bans.sort_by_key(|ban| {
+                let end = match ban.term {
+                    Term::Permanent => Timestamp::MAX,
+                    Term::Until(end) => end,
+                };
+                (ban.origin == Origin::Detector, Reverse(end), ban.subject)
+            });
+            for ban in bans.split_off(room) {
+                engine.lift(ban, Full(room).to_string());
             }
         }
+        engine.ledger.restore(bans);
         engine.release(now);
         engine
     }
