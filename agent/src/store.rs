@@ -7,9 +7,11 @@
 //! ([`Store::recover`]); what the kernel holds is entered into that by `runtime/salvage`.
 
 mod file;
+mod form;
 mod tables;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -24,7 +26,7 @@ use tracing::{error, info, warn};
 pub use self::file::{Lock, lock_of as lock};
 use self::{
     file::{Place, Trouble, guarded},
-    tables::{LOST, Pending, Table},
+    tables::{Key, LOST, Pending},
 };
 use crate::{enforce::Mode, runtime::clock, source::checkpoint::Checkpoint};
 
@@ -166,40 +168,36 @@ impl Store {
 
     /// Makes a change durable, soon.
     pub fn save(&self, change: &Change) {
-        let (table, key, value) = match change {
-            Change::Ban(ban) => (Table::Bans, ban.subject.to_string(), json(ban)),
-            Change::Unban(subject) => (Table::Bans, subject.to_string(), None),
+        let (key, value) = match change {
+            Change::Ban(ban) => (Key::Ban(ban.subject), written(form::ban(ban))),
+            Change::Unban(subject) => (Key::Ban(*subject), None),
             Change::Offences(subject, offences) => {
-                (Table::Offences, subject.to_string(), json(offences))
+                (Key::Offences(*subject), written(form::offences(offences)))
             }
-            Change::Forget(subject) => (Table::Offences, subject.to_string(), None),
-            Change::Allow(net, allowed) => (
-                Table::Allow,
-                net.to_string(),
-                allowed.as_ref().and_then(json),
-            ),
-            Change::Baseline(baseline) => (Table::Learnt, "baseline".to_owned(), json(baseline)),
+            Change::Forget(subject) => (Key::Offences(*subject), None),
+            Change::Allow(net, allowed) => (Key::Allow(*net), allowed.as_ref().and_then(json)),
+            Change::Baseline(baseline) => (Key::Learnt("baseline"), json(baseline)),
         };
-        self.put(table, key, value);
+        self.put(key, value);
     }
 
     /// Makes the source's position durable, soon.
     pub fn save_checkpoint(&self, checkpoint: &Checkpoint) {
-        self.put(Table::Learnt, "checkpoint".to_owned(), json(checkpoint));
+        self.put(Key::Learnt("checkpoint"), json(checkpoint));
     }
 
     /// Makes the mode durable that everything from now on is decided in.
     pub fn save_mode(&self, mode: Mode) {
-        self.put(Table::Learnt, "mode".to_owned(), json(&mode));
+        self.put(Key::Learnt("mode"), json(&mode));
     }
 
     /// What could be had in place of a lost ledger was saved: from when that is on disk, this ledger stands for itself.
     pub fn is_made_up_for(&self) {
-        self.put(Table::Learnt, LOST.to_owned(), None);
+        self.put(Key::Learnt(LOST), None);
     }
 
-    fn put(&self, table: Table, key: String, value: Option<Vec<u8>>) {
-        self.shared.lock().pending.insert((table, key), value);
+    fn put(&self, key: Key, value: Option<Vec<u8>>) {
+        self.shared.lock().pending.insert(key, value);
         self.shared.changed.notify_one();
     }
 
@@ -255,8 +253,12 @@ impl Drop for Store {
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
-    serde_json::to_vec(value)
-        .inspect_err(|error| error!("a change cannot be written as JSON: {error}"))
+    written(serde_json::to_vec(value))
+}
+
+fn written<E: fmt::Display>(value: Result<Vec<u8>, E>) -> Option<Vec<u8>> {
+    value
+        .inspect_err(|error| error!("a change of the ledger cannot be written down: {error}"))
         .ok()
 }
 

@@ -397,34 +397,42 @@ impl Engine {
             commands: VecDeque::new(),
             settings,
         };
-        for (subject, offences) in saved.offences {
-            if let Some(forgotten) = engine.ledger.set_offences(subject, offences) {
-                engine.command(Command::Save(Change::Forget(forgotten)));
+        let mut offences = saved.offences;
+        for (_, account) in &mut offences {
+            account.last = account.last.min(now);
+        }
+        for forgotten in engine.ledger.restore_offences(offences) {
+            engine.command(Command::Save(Change::Forget(forgotten)));
+        }
+        let mut bans = saved.bans;
+        // Made by a clock that was ahead: such a ban has not begun, so all of it is still to come, and no more.
+        for ban in bans.iter_mut().filter(|ban| ban.since > now) {
+            let ahead = ban.since.since(now).as_millis();
+            let back = i64::try_from(ahead).map_or(i64::MIN, |ahead| -ahead);
+            *ban = ban.clone().shifted(back);
+            engine.command(Command::Save(Change::Ban(ban.clone())));
+        }
+        let is_allowed = |ban: &mut Ban| engine.allowed(ban.subject).is_some();
+        for ban in bans.extract_if(.., is_allowed).collect::<Vec<_>>() {
+            if let Some(entry) = engine.allowed(ban.subject) {
+                engine.lift(ban, format!("now on the allowlist ({entry})"));
             }
         }
         // Should there be less room than there was, the ones that end soonest go, and no operator's.
-        let mut bans = saved.bans;
-        bans.sort_by_key(|ban| {
-            let end = match ban.term {
-                Term::Permanent => Timestamp::MAX,
-                Term::Until(end) => end,
-            };
-            (ban.origin == Origin::Detector, Reverse(end), ban.subject)
-        });
-        for mut ban in bans {
-            // Made by a clock that was ahead: it has not begun, so all of it is still to come, and no more.
-            if ban.since > now {
-                let ahead = ban.since.since(now).as_millis();
-                ban = ban.shifted(i64::try_from(ahead).map_or(i64::MIN, |ahead| -ahead));
-                engine.command(Command::Save(Change::Ban(ban.clone())));
-            }
-            let entry = engine.allowed(ban.subject);
-            if let Some(entry) = entry {
-                engine.lift(ban, format!("now on the allowlist ({entry})"));
-            } else if let Err(full) = engine.ledger.insert(ban.clone()) {
-                engine.lift(ban, full.to_string());
+        let room = engine.settings.max_bans;
+        if bans.len() > room {
+            bans.sort_by_key(|ban| {
+                let end = match ban.term {
+                    Term::Permanent => Timestamp::MAX,
+                    Term::Until(end) => end,
+                };
+                (ban.origin == Origin::Detector, Reverse(end), ban.subject)
+            });
+            for ban in bans.split_off(room) {
+                engine.lift(ban, Full(room).to_string());
             }
         }
+        engine.ledger.restore(bans);
         engine.release(now);
         engine
     }

@@ -365,6 +365,20 @@ impl Ledger {
         subjects.filter_map(|subject| Some((subject, self.offences(subject)?)))
     }
 
+    /// Enters the accounts that a former run has left; returns whose there is no room for. Much quicker than one by one.
+    pub fn restore_offences(&mut self, mut accounts: Vec<(Subject, Offences)>) -> Vec<Subject> {
+        accounts.sort_unstable_by_key(|(subject, account)| (account.last, *subject));
+        let stillest = accounts.len().saturating_sub(self.max_offenders);
+        let forgotten = accounts.drain(..stillest).map(|(subject, _)| subject);
+        let forgotten = forgotten.collect();
+        let times = accounts.iter();
+        self.stillest = times
+            .map(|(subject, account)| (account.last, *subject))
+            .collect();
+        self.offences = accounts.into_iter().collect();
+        forgotten
+    }
+
     /// What is on a subject's account is settled now; pardoned, it starts at the first step again. Returns the account to keep,
     /// if there is one or it must be known that it was pardoned, and whose had to be forgotten.
     pub fn settle(
@@ -420,6 +434,22 @@ impl Ledger {
         }
         self.bans.insert(ban.subject, ban);
         Ok(())
+    }
+
+    /// Enters the bans that a former run has left, for which there is room. Much quicker than one by one.
+    pub fn restore(&mut self, bans: Vec<Ban>) {
+        let bans = bans.into_iter().map(|ban| (ban.subject, ban));
+        self.bans = bans.collect();
+        let end = |ban: &Ban| match ban.term {
+            Term::Until(end) => Some((end, ban.subject)),
+            Term::Permanent => None,
+        };
+        self.ends = self.bans.values().filter_map(end).collect();
+        self.wide.clear();
+        let subjects = self.bans.keys();
+        for subject in subjects.filter(|subject| !subject.is_client()) {
+            *self.wide.entry(kind(*subject)).or_insert(0) += 1;
+        }
     }
 
     /// Takes a ban out.

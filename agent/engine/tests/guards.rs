@@ -318,6 +318,8 @@ fn a_ban_that_the_clock_had_put_off_begins_with_the_start() {
     let end = Term::Until(START + half_an_hour);
     assert_eq!(bench.end_of("198.51.100.1"), Some(end));
     assert_eq!(bench.end_of("198.51.100.2"), Some(Term::Permanent));
+    let account = bench.engine.explain(subject("198.51.100.1")).offences;
+    assert_eq!(account.unwrap().last, START);
     bench.pass(1800);
     assert_eq!(bench.bans(), ["198.51.100.2"]);
 }

@@ -1,10 +1,17 @@
 use std::fs;
 
-use portcullis_engine::{Ban, Origin, Term, command::Allowed, ledger::Offences};
+use portcullis_engine::{
+    Ban, Gate, Origin, Term,
+    baseline::Learnt,
+    command::Allowed,
+    detect::{Finding, Sample, Test},
+    ledger::Offences,
+};
+use redb::ReadableDatabase as _;
 use tempfile::TempDir;
 
 use super::{
-    tables::{META, SCHEMA},
+    tables::{ALLOW, BANS_1, LEARNT, META, OFFENCES_1, SCHEMA},
     *,
 };
 
@@ -20,7 +27,7 @@ fn ban(text: &str) -> Ban {
         reason: "z 9.0 > 3".to_owned(),
         finding: None,
         observe: false,
-        gate: portcullis_engine::Gate::Wire,
+        gate: Gate::Wire,
         extended: 0,
         by: None,
         once_confirmed: None,
@@ -219,7 +226,7 @@ fn a_byte_that_was_altered_anywhere_is_noticed_or_does_no_harm() {
         }
         drop(store);
     }
-    assert!(found > 20, "{found}");
+    assert!(found >= 10, "{found}");
 }
 
 #[test]
@@ -236,4 +243,175 @@ fn the_lock_holds_whatever_the_ledger_is() {
     }
     drop(lock);
     Store::recover(folder.path(), NOW).unwrap();
+}
+
+/// A ban with everything that there can be.
+fn full() -> Ban {
+    let finding = Finding {
+        test: Test::Members,
+        threshold: 5.0,
+        surge: true,
+        rate: 1.5,
+        score: 3.25,
+        mean: 0.5,
+        stddev: 0.25,
+        learnt: Learnt::Hour(17),
+        window_secs: 60,
+        requests: 90,
+        errors: 300,
+        seen: Timestamp::from_secs(8),
+        margin: 0.125,
+        value: 6.0,
+        distinct: 16,
+        samples: vec![Sample {
+            log: "/l".to_owned(),
+            offset: 1_000,
+        }],
+    };
+    Ban {
+        term: Term::Until(Timestamp::from_secs(601)),
+        tier: Some(1),
+        finding: Some(finding),
+        observe: true,
+        gate: Gate::Both,
+        extended: 2,
+        by: Some("root".to_owned()),
+        once_confirmed: Some(Term::Permanent),
+        ..ban("192.0.2.7")
+    }
+}
+
+/// A ledger as schema 1 had it: all in JSON, keys as text.
+#[test]
+fn a_ledger_of_schema_1_is_read_and_written_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::create(ledger(&folder)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let full_1 = br#"{"subject":"192.0.2.7","since":1000,"term":{"until":601000},"tier":1,"origin":"detector",
+        "reason":"z 9.0 > 3","finding":{"test":"members","threshold":5.0,"surge":true,"rate":1.5,"score":3.25,"mean":0.5,
+        "stddev":0.25,"learnt":{"hour":17},"window_secs":60,"requests":90,"errors":300,"seen":8000,"margin":0.125,
+        "value":6.0,"distinct":16,"samples":[{"log":"/l","offset":1000}]},"observe":true,"gate":"both","extended":2,
+        "by":"root","once_confirmed":"permanent"}"#;
+    let plain_1 = br#"{"subject":"2001:db8::/64","since":1000,"term":"permanent","tier":4,"origin":"detector",
+        "reason":"z 9.0 > 3","finding":null}"#;
+    let allowed_1 = br#"{"since":9000,"by":"root","reason":"a monitor"}"#;
+    {
+        let mut bans = transaction.open_table(BANS_1).unwrap();
+        bans.insert("192.0.2.7", full_1.as_slice()).unwrap();
+        bans.insert("2001:db8::/64", plain_1.as_slice()).unwrap();
+        // It costs itself.
+        bans.insert("192.0.2.8", b"{".as_slice()).unwrap();
+        let mut offences = transaction.open_table(OFFENCES_1).unwrap();
+        let account_1 = br#"{"count":4,"last":9000}"#;
+        offences.insert("192.0.2.7", account_1.as_slice()).unwrap();
+        let mut allow = transaction.open_table(ALLOW).unwrap();
+        allow
+            .insert("203.0.113.0/24", allowed_1.as_slice())
+            .unwrap();
+        let mut learnt = transaction.open_table(LEARNT).unwrap();
+        learnt.insert("mode", br#""observe""#.as_slice()).unwrap();
+        transaction
+            .open_table(META)
+            .unwrap()
+            .insert("schema", 1)
+            .unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    // Once from the old form, once from the new one.
+    for _ in 0..2 {
+        let (_, contents) = Store::open(folder.path()).unwrap();
+        let saved = contents.saved;
+        assert_eq!(saved.bans, [ban("2001:db8::/64"), full()]);
+        let account = Offences {
+            count: 4,
+            last: Timestamp::from_secs(9),
+        };
+        assert_eq!(saved.offences, [("192.0.2.7".parse().unwrap(), account)]);
+        assert_eq!(saved.allow.len(), 1);
+        assert_eq!(contents.mode, Some(Mode::Observe));
+    }
+    let database = Database::open(ledger(&folder)).unwrap();
+    let transaction = database.begin_read().unwrap();
+    assert!(transaction.open_table(BANS_1).is_err());
+    let meta = transaction.open_table(META).unwrap();
+    assert_eq!(meta.get("schema").unwrap().unwrap().value(), SCHEMA);
+}
+
+/// These bytes are on disks. Where this fails, the change is a new schema, with a step that leads to it.
+#[test]
+fn the_form_of_schema_2_is_what_it_was() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let bytes = form::ban(&full()).unwrap();
+    assert_eq!(hex(&bytes), FULL);
+    assert_eq!(form::read_ban(full().subject, &bytes).unwrap(), full());
+    let account = Offences {
+        count: 300,
+        last: Timestamp::from_secs(9),
+    };
+    assert_eq!(hex(&form::offences(&account).unwrap()), "ac02a846");
+    for (subject, key) in [
+        ("192.0.2.7", "c000020720"),
+        ("192.0.2.0/24", "c000020018"),
+        ("2001:db8::/64", "20010db800000000000000000000000040"),
+    ] {
+        let subject = subject.parse().unwrap();
+        let bytes = form::Key::of(subject);
+        assert_eq!(hex(bytes.bytes()), key);
+        assert_eq!(form::Key::subject(bytes.bytes()), Some(subject));
+    }
+    // Each variant has its number.
+    let numbers = |numbers: Vec<postcard::Result<Vec<u8>>>| -> Vec<u8> {
+        numbers.into_iter().map(|bytes| bytes.unwrap()[0]).collect()
+    };
+    let tests = [
+        Test::ZScore,
+        Test::TimesMean,
+        Test::Ceiling,
+        Test::Cap,
+        Test::Failures,
+        Test::OnePage,
+        Test::InventedPages,
+        Test::BarePages,
+        Test::Members,
+    ];
+    let tests = tests.iter().map(postcard::to_stdvec).collect();
+    assert_eq!(numbers(tests), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let gates = [Gate::Wire, Gate::Nginx, Gate::Both];
+    let gates = gates.iter().map(postcard::to_stdvec).collect();
+    assert_eq!(numbers(gates), [0, 1, 2]);
+    let learnt = [Learnt::WarmUp, Learnt::Recent, Learnt::Hour(3)];
+    let learnt = learnt.iter().map(postcard::to_stdvec).collect();
+    assert_eq!(numbers(learnt), [0, 1, 2]);
+    let origins = [Origin::Detector, Origin::Operator];
+    let origins = origins.iter().map(postcard::to_stdvec).collect();
+    assert_eq!(numbers(origins), [0, 1]);
+    let terms = [Term::Until(Timestamp::from_secs(0)), Term::Permanent];
+    let terms = terms.iter().map(postcard::to_stdvec).collect();
+    assert_eq!(numbers(terms), [0, 1]);
+}
+
+const FULL: &str = concat!(
+    // Since, until 601 s, tier 1, the detector's, and why.
+    "e80700a8d724010100097a20392e30203e2033",
+    // The finding: members; threshold, surge, rate.
+    "0108000000000000144001000000000000f83f",
+    // Score, mean, deviation.
+    "0000000000000a40000000000000e03f000000000000d03f",
+    // Hour 17, window, requests, errors, newest; margin, value.
+    "02113c5aac02c03e000000000000c03f0000000000001840",
+    // Sixteen paths, one place in a log.
+    "1001022f6ce807",
+    // Observed, at both gates, extended twice, by root, for good once confirmed.
+    "0102020104726f6f740101",
+);
+
+#[test]
+fn more_than_a_lot_is_written_and_what_was_learnt_comes_last() {
+    let folder = with_bans(50_000);
+    let (_, contents) = Store::open(folder.path()).unwrap();
+    assert_eq!(contents.saved.bans.len(), 50_000);
+    let ban = Key::Ban("ffff::/16".parse().unwrap());
+    let allow = Key::Allow("ffff::/16".parse().unwrap());
+    assert!(ban < allow && allow < Key::Learnt("baseline"));
 }

@@ -13,6 +13,8 @@ mod cost;
 mod crowd;
 #[path = "bench/fail2ban.rs"]
 mod fail2ban;
+#[path = "bench/ledger.rs"]
+mod ledger;
 #[path = "bench/lines.rs"]
 mod lines;
 #[path = "bench/live.rs"]
@@ -63,14 +65,23 @@ enum Part {
     Lines,
     /// A line's cost and the memory with a million clients
     Crowd,
+    /// A ledger of a million bans: start, rest, end, and a burst of decisions
+    Ledger,
 }
 
 impl Part {
-    const ALL: [Self; 5] = [Self::Cost, Self::Live, Self::Bulk, Self::Lines, Self::Crowd];
+    const ALL: [Self; 6] = [
+        Self::Cost,
+        Self::Live,
+        Self::Bulk,
+        Self::Lines,
+        Self::Crowd,
+        Self::Ledger,
+    ];
 }
 
 fn main() -> ExitCode {
-    if let Some(filled) = crowd::fill() {
+    if let Some(filled) = crowd::fill().or_else(ledger::fill) {
         return match filled {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -103,5 +114,6 @@ fn measure(part: Part, quick: bool, note: &mut Note) -> Result<()> {
         Part::Bulk => bulk::measure(&Lab::new()?, quick, note),
         Part::Lines => lines::measure(quick, note),
         Part::Crowd => crowd::measure(quick, note),
+        Part::Ledger => ledger::measure(quick, note),
     }
 }

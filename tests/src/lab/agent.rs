@@ -46,6 +46,8 @@ pub struct Config {
     pub schedule: Vec<&'static str>,
     /// A source that has sent nothing for so long is released at the end of its ban; 0: each is.
     pub quiet_secs: u32,
+    /// Room for bans, of each family.
+    pub max_bans: u32,
     /// Never banned, besides the edge host itself.
     pub allow: Vec<String>,
     /// Back ends, in order of preference.
@@ -80,6 +82,7 @@ impl Config {
             warm_up_ceiling_rps: 10.0,
             schedule: vec!["10m", "30m", "permanent"],
             quiet_secs: 0,
+            max_bans: 65_536,
             allow: Vec::new(),
             backends: vec!["xdp-native", "xdp-generic", "iptables"],
             reconcile_secs: 1,
@@ -143,7 +146,7 @@ floor_stddev_rps = 0.5
 {additions}[bans]
 {members}schedule = {schedule}
 quiet_secs = {quiet}
-max_bans = 65536
+max_bans = {max_bans}
 allow = {allow}
 [enforce]
 interfaces = {interfaces}
@@ -167,6 +170,7 @@ socket = {socket}
             ceiling = self.warm_up_ceiling_rps,
             schedule = json!(self.schedule),
             quiet = self.quiet_secs,
+            max_bans = self.max_bans,
             allow = json!(allow),
             interfaces = json!(self.interfaces),
             backends = json!(self.backends),
