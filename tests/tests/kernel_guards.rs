@@ -1,16 +1,25 @@
 //! What keeps a running agent from doing harm: names and crawlers that are never banned, who is logged in, and a configuration
 //! that is read anew.
 
-use std::{fs, net::IpAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis_tests::lab::{
-    Lab,
+    EDGE_V4, Lab,
     agent::{Agent, Config},
+    client::connect_to,
     client_v4,
     log::Appender,
     nginx::Nginx,
+    process::Process,
     tools::Tools,
 };
 use serde_json::Value;
@@ -121,6 +130,56 @@ fn names_are_never_banned_wherever_they_move_and_crawlers_once_they_have_proved_
     site.agent.event("ban", &monitor.to_string(), 1, SOON)?;
     ensure!(site.is_banned(liar)?, "nobody asked for its release");
     Ok(())
+}
+
+/// A process as sshd has one for each connection, named as it names it; it holds the connection until it is killed.
+fn sshd(site: &Site, connection: TcpStream, title: &str) -> Result<Process> {
+    let program = site.lab.dir().join("sshd");
+    if !program.exists() {
+        fs::copy("/bin/sleep", &program)?;
+    }
+    let mut command = Command::new(program);
+    command
+        .arg0(title)
+        .arg("600")
+        .stdin(OwnedFd::from(connection));
+    Process::start("sshd", site.lab.edge(), &mut command)
+}
+
+#[test]
+fn who_is_logged_in_over_ssh_is_never_banned_and_who_has_only_connected_is() -> Result<()> {
+    let [admin, guesser] = [1, 2].map(client_v4);
+    let mut site = Site::new("127.0.0.1 localhost\n", |_| {})?;
+    let door = SocketAddr::new(EDGE_V4.into(), 2222);
+    let listener = site.lab.edge().run(|| TcpListener::bind(door))??;
+    let connect = |client| -> Result<(TcpStream, TcpStream)> {
+        let there = site.lab.world().run(|| connect_to(client, door, SOON))??;
+        Ok((there, listener.accept()?.0))
+    };
+    let (_there, connection) = connect(admin)?;
+    let session = sshd(&site, connection, "sshd: alice@pts/0")?;
+    let (_there_too, connection) = connect(guesser)?;
+    let _guess = sshd(&site, connection, "sshd: bob [net]")?;
+    site.reload()?;
+    let who = site.agent.eventually("the session to be seen", SOON, || {
+        let listed = site.agent.verb(&["allow", "list"])?.success()?;
+        Ok(listed.contains("logged in over SSH").then_some(listed))
+    })?;
+    ensure!(
+        who.contains(&admin.to_string()) && !who.contains(&guesser.to_string()),
+        "{who}"
+    );
+    site.offend(admin)?;
+    site.agent.event("refuse", &admin.to_string(), 1, SOON)?;
+    site.offend(guesser)?;
+    site.agent.event("ban", &guesser.to_string(), 1, SOON)?;
+    // Logged out, it is a client like any other.
+    drop(session);
+    site.reload()?;
+    site.agent.eventually("the session to be over", SOON, || {
+        let listed = site.agent.verb(&["allow", "list"])?.success()?;
+        Ok((!listed.contains("logged in over SSH")).then_some(()))
+    })
 }
 
 #[test]

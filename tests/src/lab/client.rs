@@ -94,7 +94,14 @@ pub fn get_many(client: IpAddr, count: usize, timeout: Duration) -> Result<usize
 }
 
 fn connect(client: IpAddr, timeout: Duration) -> Result<TcpStream> {
-    let server = server_for(client);
+    connect_to(client, server_for(client), timeout)
+}
+
+/// Connects to any service of the edge host; to be called as [`get`].
+///
+/// # Errors
+/// When there is no connection within the time-out.
+pub fn connect_to(client: IpAddr, server: SocketAddr, timeout: Duration) -> Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(server),
         Type::STREAM,
