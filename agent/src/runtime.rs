@@ -263,24 +263,11 @@ pub async fn run(config: Config) -> Result<()> {
     };
     agent.store.save_mode(config.mode);
     agent.save_checkpoint();
-    if let Some(salvaged) = salvaged {
-        for change in &salvaged.changes {
-            agent.store.save(change);
-        }
-        agent.store.is_made_up_for();
-        if let Some(words) = salvaged.words {
-            agent.record(&Event::new(now, Action::Notice, words));
-        }
-    }
+    agent.make_up(salvaged, now);
     // Whatever happens from now on, it is known what was written since: the loop answers nobody before. A disk that fails has
     // been said to, and keeps nobody from enforcing.
     agent.store.settle(SETTLE);
-    if let Some(forgotten) = forgotten {
-        for change in &forgotten.changes {
-            agent.store.save(change);
-        }
-        agent.record(&Event::new(now, Action::Notice, forgotten.words));
-    }
+    agent.forget(forgotten, now);
     let observing = match config.mode {
         Mode::Observe => ", observe mode: nothing is dropped",
         Mode::Enforce => ", enforce mode",
@@ -557,6 +544,15 @@ impl Agent {
         if let Some(checkpoint) = self.reading.checkpoint(clock::boot(), SAVE_CHECKPOINT) {
             self.store.save_checkpoint(&checkpoint);
         }
+    }
+
+    /// What was only observed is gone from the disk too.
+    fn forget(&self, forgotten: Option<Forgotten>, now: Timestamp) {
+        let Some(forgotten) = forgotten else { return };
+        for change in &forgotten.changes {
+            self.store.save(change);
+        }
+        self.record(&Event::new(now, Action::Notice, forgotten.words));
     }
 
     /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.
