@@ -251,16 +251,11 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     };
     agent.store.save_mode(config.mode);
     agent.save_checkpoint();
-    if let Some(salvaged) = salvaged {
-        agent.keep(&salvaged.changes, salvaged.words, now);
-        agent.store.is_made_up_for();
-    }
+    agent.make_up(salvaged, now);
     // Whatever happens from now on, it is known what was written since: the loop answers nobody before. A disk that fails has
     // been said to, and keeps nobody from enforcing.
     agent.store.settle(SETTLE);
-    if let Some(forgotten) = forgotten {
-        agent.keep(&forgotten.changes, Some(forgotten.words), now);
-    }
+    agent.forget(forgotten, now);
     agent.announce(&config.source.logs, now);
     let mut inputs = Inputs {
         batches,
@@ -406,16 +401,6 @@ struct Inputs {
 }
 
 impl Agent {
-    /// Enters what was found at the start into the ledger on disk, and says so.
-    fn keep(&self, changes: &[Change], words: Option<String>, now: Timestamp) {
-        for change in changes {
-            self.store.save(change);
-        }
-        if let Some(words) = words {
-            self.record(&Event::new(now, Action::Notice, words));
-        }
-    }
-
     /// Says that it has started, on what, and what it reads.
     fn announce(&self, logs: &[PathBuf], now: Timestamp) {
         let observing = match self.mode {
@@ -556,6 +541,15 @@ impl Agent {
         if let Some(checkpoint) = self.reading.checkpoint(clock::boot(), SAVE_CHECKPOINT) {
             self.store.save_checkpoint(&checkpoint);
         }
+    }
+
+    /// What was only observed is gone from the disk too.
+    fn forget(&self, forgotten: Option<Forgotten>, now: Timestamp) {
+        let Some(forgotten) = forgotten else { return };
+        for change in &forgotten.changes {
+            self.store.save(change);
+        }
+        self.record(&Event::new(now, Action::Notice, forgotten.words));
     }
 
     /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.

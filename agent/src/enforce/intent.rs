@@ -66,9 +66,12 @@ pub struct Step {
 
 impl FromIterator<Change> for Intent {
     fn from_iter<I: IntoIterator<Item = Change>>(changes: I) -> Self {
+        let changes = changes.into_iter();
         let mut intent = Self::default();
+        intent.bans.reserve(changes.size_hint().0);
+        let now = clock::boot();
         for change in changes {
-            intent.note(change);
+            intent.note_at(change, now);
         }
         intent
     }
@@ -89,6 +92,10 @@ impl Intent {
 
     /// From now on this is to be so.
     pub fn note(&mut self, change: Change) {
+        self.note_at(change, clock::boot());
+    }
+
+    fn note_at(&mut self, change: Change, now: Duration) {
         let (subject, lifetime, observed) = match change {
             Change::Ban(subject, lifetime) => (subject, lifetime, false),
             Change::Observe(subject, lifetime) => (subject, lifetime, true),
@@ -99,7 +106,7 @@ impl Intent {
         };
         let wanted = Wanted {
             end: match lifetime {
-                Lifetime::For(left) => Some(clock::boot() + left),
+                Lifetime::For(left) => Some(now + left),
                 Lifetime::Permanent => None,
             },
             observed,

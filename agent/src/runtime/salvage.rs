@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use portcullis_engine::{
-    Ban, Gate, Origin, Saved, Subject, Term, Timestamp,
-    command::{Allowed, Change},
+    Ban, Event, Gate, Origin, Saved, Subject, Term, Timestamp,
+    command::{Action, Allowed, Change},
     ledger::Length,
 };
 
+use super::Agent;
 use crate::{
     config::Config,
     enforce::{self, Lifetime, nginx},
@@ -57,6 +58,21 @@ pub(super) fn salvage(
         first,
         now,
     ))
+}
+
+impl Agent {
+    /// Has what was adopted written down, and tells people of it.
+    pub(super) fn make_up(&self, salvaged: Option<Salvaged>, now: Timestamp) {
+        let Some(salvaged) = salvaged else { return };
+        for change in &salvaged.changes {
+            self.store.save(change);
+        }
+        // Behind them: until it is on disk, they are owed.
+        self.store.is_made_up_for();
+        if let Some(words) = salvaged.words {
+            self.record(&Event::new(now, Action::Notice, words));
+        }
+    }
 }
 
 /// What is in the ledger already, from a start that was cut short, stays. How long bans in Nginx were to last is not known:

@@ -240,10 +240,14 @@ impl Place {
     pub(super) fn replace(&mut self, now: Timestamp) -> Result<(Database, PathBuf), Trouble> {
         self.claim()?;
         self.forget_damaged(DAMAGED_KEPT - 1);
-        let aside = (now.secs()..)
-            .map(|secs| self.dir.join(format!("{DAMAGED}{secs}")))
-            .find(|path| !path.exists())
-            .unwrap_or_else(|| self.dir.join(DAMAGED));
+        let mut secs = now.secs();
+        let aside = loop {
+            let path = self.dir.join(format!("{DAMAGED}{secs}"));
+            if !path.exists() {
+                break path;
+            }
+            secs += 1;
+        };
         let linked = fs::hard_link(&self.path, &aside);
         // Where there are no hard links, there is no ledger for a moment.
         let moved = linked.or_else(|_| fs::rename(&self.path, &aside));

@@ -260,9 +260,10 @@ fn subject(key: &[u8]) -> Option<Subject> {
 
 fn readable<T>(key: &[u8], value: postcard::Result<T>) -> Option<T> {
     value
-        .inspect_err(|error| match form::Key::subject(key) {
-            Some(subject) => warn!("the ledger's value of {subject} is unreadable: {error}"),
-            None => warn!("the ledger's value of {key:?} is unreadable: {error}"),
+        .inspect_err(|error| {
+            let subject = form::Key::subject(key).map(|subject| subject.to_string());
+            let subject = subject.unwrap_or_default();
+            warn!("the ledger's value of {subject} is unreadable: {error}");
         })
         .ok()
 }

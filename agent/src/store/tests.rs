@@ -146,7 +146,8 @@ fn a_ledger_that_may_not_be_read_is_an_error() {
 
 #[test]
 fn a_damaged_ledger_is_kept_aside_and_a_new_one_begun() {
-    let cases: [(&str, fn(Vec<u8>) -> Vec<u8>); 6] = [
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let cases: [(&str, Damage); 6] = [
         ("empty", |_| Vec::new()),
         ("garbage", |bytes| vec![0xa5; bytes.len()]),
         ("short garbage", |_| b"oops".to_vec()),
@@ -341,7 +342,9 @@ fn a_ledger_of_schema_1_is_read_and_written_anew() {
 /// These bytes are on disks. Where this fails, the change is a new schema, with a step that leads to it.
 #[test]
 fn the_form_of_schema_2_is_what_it_was() {
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let digit = |n: u8| char::from_digit(n.into(), 16).unwrap();
+    let digits = |byte: &u8| [digit(byte >> 4), digit(byte & 15)];
+    let hex = |bytes: &[u8]| -> String { bytes.iter().flat_map(digits).collect() };
     let bytes = form::ban(&full()).unwrap();
     assert_eq!(hex(&bytes), FULL);
     assert_eq!(form::read_ban(full().subject, &bytes).unwrap(), full());

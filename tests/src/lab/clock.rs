@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// Now, for measuring.
 #[must_use]
 #[expect(
@@ -16,6 +18,13 @@ pub fn now() -> Instant {
 #[must_use]
 pub fn since(start: Instant) -> Duration {
     now().saturating_duration_since(start)
+}
+
+/// Time that this process has had a processor for, all its threads together.
+#[must_use]
+pub fn processor() -> Duration {
+    // Every kernel has it.
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Milliseconds since the epoch, as log lines and the agent's history have them.
