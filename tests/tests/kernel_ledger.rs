@@ -79,7 +79,7 @@ fn survives_damage(backends: Vec<&'static str>) -> Result<()> {
     )?;
     let before = bans(&agent)?;
     agent.kill()?;
-    fs::write(lab.dir().join("state/ledger.redb"), [0x5a; 70_000])?;
+    fs::write(lab.dir().join("state/ledger.redb"), vec![0x5a; 70_000])?;
     let mut agent = Agent::start(&lab, &config)?;
     let clients = [
         client_v4(1),
@@ -197,9 +197,8 @@ fn an_agent_on_a_disk_that_fills_up_goes_on_and_has_all_on_disk_later() -> Resul
     is_durable(&agent)?;
     disk.fill();
     // More than there is room for in the file.
-    let list: String = (0..20_000u32)
-        .map(|n| format!("198.51.{}.{} \n", n >> 8, n & 255))
-        .collect();
+    let addresses = (0..20_000u32).map(|n| format!("198.51.{}.{}", n >> 8, n & 255));
+    let list = addresses.collect::<Vec<_>>().join("\n");
     let file = lab.dir().join("list");
     fs::write(&file, list)?;
     let file = file.to_string_lossy().into_owned();
