@@ -197,10 +197,8 @@ fn an_agent_on_a_disk_that_fills_up_goes_on_and_has_all_on_disk_later() -> Resul
     is_durable(&agent)?;
     disk.fill();
     // More than there is room for in the file.
-    let list: Vec<String> = (0..20_000u32)
-        .map(|n| format!("198.51.{}.{}\n", n >> 8, n & 255))
-        .collect();
-    let list = list.concat();
+    let addresses = (0..20_000u32).map(|n| format!("198.51.{}.{}", n >> 8, n & 255));
+    let list = addresses.collect::<Vec<_>>().join("\n");
     let file = lab.dir().join("list");
     fs::write(&file, list)?;
     let file = file.to_string_lossy().into_owned();
