@@ -695,11 +695,7 @@ fn configuration(configured: &Configured) -> Result<Config, Failure> {
 
 /// The configuration, with single settings in place of what it says.
 fn adjusted(configured: &Configured, settings: &[Setting]) -> Result<Adjusted, Failure> {
-    let input = Input {
-        path: configured.config.clone(),
-        settings: settings.to_vec(),
-    };
-    loaded(&input)
+    loaded(&Input::new(configured.config.clone(), settings.to_vec()))
 }
 
 fn loaded(input: &Input) -> Result<Adjusted, Failure> {
@@ -733,16 +729,9 @@ fn agent(run: Run) -> Result<(), Failure> {
         };
         settings.push(Setting::text("--mode", "mode", mode));
     }
-    let input = Input {
-        // Wherever the agent is by then, it is to be found again.
-        path: run
-            .configured
-            .config
-            .map(std::path::absolute)
-            .transpose()
-            .context("--config")?,
-        settings,
-    };
+    // Wherever the agent is by then, it is to be found again.
+    let path = run.configured.config.map(std::path::absolute);
+    let input = Input::new(path.transpose().context("--config")?, settings);
     let adjusted = loaded(&input)?;
     let _log = log();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -196,20 +196,43 @@ pub struct Adjusted {
 /// Where a configuration comes from, so that it can be read again.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
-    /// The file; none: the usual one, if there is one.
-    pub path: Option<PathBuf>,
-    /// What was given in place of what it says.
-    pub settings: Vec<Setting>,
+    path: Option<PathBuf>,
+    settings: Vec<Setting>,
 }
 
 impl Input {
-    /// Reads it.
+    /// This file, or the usual one if there is one now, and what was given in place of what it says.
+    #[must_use]
+    pub fn new(path: Option<PathBuf>, settings: Vec<Setting>) -> Self {
+        let usual = || Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists());
+        Self {
+            path: path.or_else(usual),
+            settings,
+        }
+    }
+
+    /// Reads it. A file that was there and is gone is a problem, and no reason to go by the defaults.
     ///
     /// # Errors
     /// All [`Problems`] at once.
     pub fn load(&self) -> Result<Adjusted, Problems> {
-        let usual = Some(Path::new(DEFAULT_PATH)).filter(|path| path.exists());
-        Config::load_with(self.path.as_deref().or(usual), &self.settings)
+        Config::load_with(self.path.as_deref(), &self.settings)
+    }
+
+    /// Reads it once more. An editor may just have emptied the file.
+    ///
+    /// # Errors
+    /// All [`Problems`] at once.
+    pub fn load_again(&self) -> Result<Adjusted, Problems> {
+        if let Some(path) = &self.path
+            && read(path)?.trim().is_empty()
+        {
+            let path = path.display();
+            return Err(Problems(vec![format!(
+                "{path} is empty: write a comment into it if every default is meant"
+            )]));
+        }
+        self.load()
     }
 }
 
@@ -885,16 +908,20 @@ fn declare(r: &mut Reader) -> Config {
 }
 
 /// Domains of the search engines that say how their crawlers can be told: developers.google.com/search (verifying Google's
-/// crawlers; not googleusercontent.com, which is anybody's machine), Bing's webmaster help, Apple's and Yandex's support pages.
-const CRAWLERS: [&str; 7] = [
+/// crawlers; not google.com and googleusercontent.com, in which there is what others can send anywhere), Bing's webmaster help,
+/// Apple's and Yandex's support pages.
+const CRAWLERS: [&str; 6] = [
     "googlebot.com",
-    "google.com",
     "search.msn.com",
     "applebot.apple.com",
     "yandex.com",
     "yandex.net",
     "yandex.ru",
 ];
+
+/// Entries of `bans.allow`. In the kernel there is room for these, for as many others in their place while they are exchanged,
+/// and for what operators add and crawlers.
+const MAX_ALLOW: usize = 4000;
 
 /// An entry of the allowlist.
 enum AllowEntry {
@@ -1077,6 +1104,13 @@ fn check(config: &Config, r: &mut Reader) {
             format!("{key} = {everybody:?} allows everybody: name the networks that you trust"),
         );
     }
+    let allow = config.engine.allow.len() + config.engine.proxies.len();
+    must(
+        allow <= MAX_ALLOW,
+        format!(
+            "bans.allow and source.proxies have {allow} networks and addresses: name wider networks, there is room for {MAX_ALLOW}"
+        ),
+    );
     must(
         !config.source.logs.is_empty() || !config.source.syslog.is_empty(),
         "source.log and source.syslog are both empty: there is nothing to go by".to_owned(),

@@ -103,7 +103,8 @@ fn verify(address: IpAddr, domains: &[String]) -> Option<String> {
 }
 
 /// Is a name part of one of the domains, and not merely called alike?
-fn is_in(name: &str, domains: &[String]) -> bool {
+#[must_use]
+pub fn is_in(name: &str, domains: &[String]) -> bool {
     let is_name = name
         .chars()
         .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));

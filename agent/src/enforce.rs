@@ -204,6 +204,11 @@ pub trait Enforcer: Send {
         Ok(all)
     }
 
+    /// Are the entries of a few read without reading all?
+    fn looks_up(&self) -> bool {
+        false
+    }
+
     /// Totals of packets.
     ///
     /// # Errors

@@ -64,8 +64,11 @@ pub fn protected() -> Vec<(IpNet, &'static str)> {
     for route in routes_v4().into_iter().chain(routes_v6()) {
         add(route.gateway, "a gateway");
     }
-    for server in resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()) {
-        add(server, "a name server");
+    // systemd-resolved has those that it asks in a file of its own.
+    for file in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
+        for server in resolvers(&fs::read_to_string(file).unwrap_or_default()) {
+            add(server, "a name server");
+        }
     }
     for peer in ssh_peers() {
         add(peer, "logged in over SSH");
@@ -162,12 +165,15 @@ fn ssh_peers() -> Vec<IpAddr> {
 /// Inodes of the sockets of sshd's processes behind whose doors somebody is logged in.
 fn session_sockets() -> BTreeSet<u64> {
     let processes = procfs::process::all_processes().into_iter().flatten();
+    // Anybody can call a process of their own anything, but not one of root's, nor make root's their parent.
     let is_session = |process: &Process| {
-        let is_sshd = process
-            .stat()
-            .is_ok_and(|stat| stat.comm.starts_with("sshd"));
+        let Ok(stat) = process.stat() else {
+            return false;
+        };
         let title = || Some(process.cmdline().ok()?.join(" "));
-        is_sshd && title().is_some_and(|title| is_logged_in(&title))
+        stat.comm.starts_with("sshd")
+            && title().is_some_and(|title| is_logged_in(&title))
+            && (is_root(process) || Process::new(stat.ppid).is_ok_and(|parent| is_sshd_of_root(&parent)))
     };
     let sessions = processes.flatten().filter(is_session);
     let files = sessions.filter_map(|process| process.fd().ok()).flatten();
@@ -178,6 +184,19 @@ fn session_sockets() -> BTreeSet<u64> {
             _ => None,
         })
         .collect()
+}
+
+fn is_root(process: &Process) -> bool {
+    process
+        .status()
+        .is_ok_and(|status| [status.ruid, status.euid] == [0, 0])
+}
+
+fn is_sshd_of_root(process: &Process) -> bool {
+    let is_sshd = process
+        .stat()
+        .is_ok_and(|stat| stat.comm.starts_with("sshd"));
+    is_sshd && is_root(process)
 }
 
 /// OpenSSH names its processes: `sshd: alice [priv]` and `[net]` before somebody is logged in, `sshd: alice@pts/0` for who is.

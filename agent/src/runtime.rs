@@ -246,6 +246,7 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
         nginx_outcomes,
         waiting: Vec::new(),
         looked: mpsc::channel(QUEUE),
+        read_anew: mpsc::channel(1),
         many: Vec::new(),
         lifted: Vec::new(),
     };
@@ -384,6 +385,11 @@ struct Agent {
         mpsc::Sender<Vec<enforce::Entry>>,
         mpsc::Receiver<Vec<enforce::Entry>>,
     ),
+    /// Configurations that were read anew.
+    read_anew: (
+        mpsc::Sender<reload::ReadAnew>,
+        mpsc::Receiver<reload::ReadAnew>,
+    ),
     /// Those who wait for many; likewise.
     many: Vec<many::Waiting>,
     /// Those who wait for all bans to be lifted, and how many those were.
@@ -452,7 +458,8 @@ impl Agent {
                     }
                 }
                 Some(asked) = inputs.requests.recv() => self.request(asked),
-                Some(()) = inputs.hang_up.recv() => drop(self.reload("a hang-up signal")),
+                Some(()) = inputs.hang_up.recv() => self.reload("a hang-up signal", None),
+                Some(read) = self.read_anew.1.recv() => self.go_by(read),
                 Some(entries) = inputs.surrounded.recv() => {
                     let now = self.now();
                     self.engine.surround(entries, now);

@@ -110,37 +110,25 @@ impl Allowlist {
         true
     }
 
-    /// Puts these in place of everything that is on the list for reasons of some kinds. Returns what has come onto the list
-    /// and how much has gone off it.
-    pub fn replace(
-        &mut self,
-        is_of_kind: impl Fn(&Why) -> bool,
-        entries: Vec<(IpNet, Why)>,
-    ) -> (Vec<Subject>, usize) {
-        let stays: BTreeSet<Subject> = entries
-            .iter()
-            .map(|(net, _)| Subject::of_net(*net))
-            .collect();
-        let mut come = Vec::new();
-        for subject in &stays {
-            // Never off the list in between: the old reasons go when the new ones are there.
-            match self.entries.get_mut(subject) {
-                Some(reasons) => reasons.retain(|why| !is_of_kind(why)),
-                None => come.push(*subject),
-            }
+    /// Puts these in place of everything that is on the list for reasons of some kinds.
+    pub fn replace(&mut self, is_of_kind: impl Fn(&Why) -> bool, entries: Vec<(IpNet, Why)>) {
+        let of_kind = self.entries.iter();
+        let of_kind = of_kind.filter(|(_, reasons)| reasons.iter().any(&is_of_kind));
+        let of_kind: Vec<IpNet> = of_kind.map(|(subject, _)| subject.net()).collect();
+        for net in of_kind {
+            self.remove(net, &is_of_kind);
         }
-        let others = self.entries.iter().filter(|(subject, reasons)| {
-            !stays.contains(subject) && reasons.iter().any(&is_of_kind)
-        });
-        let others: Vec<IpNet> = others.map(|(subject, _)| subject.net()).collect();
-        let gone = others
-            .into_iter()
-            .filter(|net| self.remove(*net, &is_of_kind));
-        let gone = gone.count();
         for (net, why) in entries {
             self.add(net, why);
         }
-        (come, gone)
+    }
+
+    /// Whom the back end is to spare: a proxy that was only seen is spared by the detector alone.
+    #[must_use]
+    pub fn enforced(&self) -> BTreeSet<Subject> {
+        let spared = self.entries.iter();
+        let spared = spared.filter(|(_, reasons)| reasons.iter().any(|why| *why != Why::SeenProxy));
+        spared.map(|(subject, _)| *subject).collect()
     }
 
     /// Takes a client for the crawler of that name for a day. Says whether it was not on the list.
@@ -158,14 +146,38 @@ impl Allowlist {
 
     /// Nobody is taken for a crawler any longer than is proper. Says whether somebody has gone off the list.
     pub fn expire(&mut self, now: Timestamp) -> bool {
-        // Later than in a day: the clock was set back.
-        let day = now + Duration::from_secs(CRAWLER_SECS);
-        let is_over = |(until, _): &(Timestamp, Subject)| *until <= now || *until > day;
+        self.forget_crawlers(|until, _| until <= now)
+    }
+
+    /// Crawlers of these names are taken for such no longer. Says whether there were any.
+    pub fn forget_named(&mut self, is_meant: impl Fn(&str) -> bool) -> bool {
+        self.forget_crawlers(|_, name| is_meant(name))
+    }
+
+    fn forget_crawlers(&mut self, is_over: impl Fn(Timestamp, &str) -> bool) -> bool {
+        let entries = &self.entries;
+        let name = |client: &Subject| {
+            let mut reasons = entries.get(client)?.iter();
+            reasons.find_map(|why| match why {
+                Why::Crawler(name) => Some(name.as_str()),
+                _ => None,
+            })
+        };
+        let is_over = |(until, client): &(Timestamp, Subject)| {
+            is_over(*until, name(client).unwrap_or_default())
+        };
         let over: Vec<_> = self.crawlers.extract_if(.., is_over).collect();
         let gone = over
             .into_iter()
             .filter(|(_, client)| self.remove(client.net(), is_crawler));
         gone.count() > 0
+    }
+
+    /// The clock was set by so many milliseconds.
+    pub fn shift(&mut self, millis: i64) {
+        let crawlers = mem::take(&mut self.crawlers).into_iter();
+        let shifted = crawlers.map(|(until, client)| (until.shifted(millis), client));
+        self.crawlers = shifted.collect();
     }
 
     /// The entry that covers a subject, the narrowest of several, and its reasons.
@@ -267,18 +279,12 @@ mod tests {
             (net("192.0.2.1"), host("its gateway")),
             (net("192.0.2.2"), host("its own")),
         ];
-        assert_eq!(
-            list.replace(is_host, first),
-            (vec![subject("192.0.2.2")], 0)
-        );
+        list.replace(is_host, first);
         let second = vec![
             (net("192.0.2.2"), host("its gateway")),
             (net("192.0.2.3"), host("its own")),
         ];
-        assert_eq!(
-            list.replace(is_host, second),
-            (vec![subject("192.0.2.3")], 0)
-        );
+        list.replace(is_host, second);
         let all: Vec<(IpNet, Vec<Why>)> = list
             .iter()
             .map(|(net, reasons)| (net, reasons.to_vec()))
@@ -289,7 +295,13 @@ mod tests {
             (net("192.0.2.3"), vec![host("its own")]),
         ];
         assert_eq!(all, expected);
-        assert_eq!(list.replace(is_host, Vec::new()), (Vec::new(), 2));
+        list.replace(is_host, Vec::new());
+        assert_eq!(list.enforced(), BTreeSet::from([subject("192.0.2.1")]));
+        list.add(net("192.0.2.9"), Why::SeenProxy);
+        assert_eq!(list.enforced().len(), 1);
+        list.add(net("192.0.2.9"), Why::Configured);
+        assert_eq!(list.enforced().len(), 2);
+        assert_eq!(list.lengths.values().sum::<usize>(), 2);
     }
 
     #[test]

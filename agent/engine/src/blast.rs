@@ -1,12 +1,11 @@
 //! The blast radius: how many bans the detector may make, and of whom, before people have looked.
 //!
 //! A detector that is wrong about one visitor is wrong about many, and soon. So it makes at most so many bans a minute, and
-//! bans of those who have been here before only up to a share of their visits. Past either, whoever is found waits; with time
-//! there is room again, and it goes to the worst first: to those who were found most often meanwhile.
+//! bans of those who have been here before only up to a share of their visits. Past either, whoever is found waits; as there is
+//! room again it goes to the worst first: to networks, which make room themselves, and to those who were found most often meanwhile.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     time::Duration,
 };
@@ -35,15 +34,17 @@ const FEW: u32 = 20;
 /// Minutes over which visits and bans of regulars are counted.
 const MINUTES: u64 = 10;
 const MINUTE: u64 = 60;
-/// Sources that wait; further ones are not banned until they are found again.
+/// Sources that wait; at the bound the one that was found least often gives way, of these the one that was found longest ago.
 const MAX_HELD: usize = 16_384;
+/// While the site is attacked, those who have been here before and were found so often are held back no longer: they go on.
+const AGAIN: u32 = 2;
 
 /// Somebody who would be banned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Suspect {
     /// Who.
     pub subject: Subject,
-    /// The address that the last request came from; none for a prefix.
+    /// The address that the last request came from; none for a network.
     pub address: Option<IpAddr>,
     /// Why.
     pub finding: Finding,
@@ -56,28 +57,41 @@ pub struct Suspect {
 #[derive(Debug)]
 struct Waiting {
     suspect: Suspect,
+    place: Place,
+}
+
+/// How bad somebody is who waits, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    is_network: bool,
     /// How often it was found since it waits.
     times: u32,
     newest: Timestamp,
+    subject: Subject,
 }
 
-/// What came to pass in a span of time.
-#[derive(Clone, Copy, Debug, Default)]
+/// What regulars did and what was done to them in a minute.
+#[derive(Clone, Copy, Debug)]
 struct Tally {
-    /// When it began, in its seconds or minutes.
-    at: u64,
+    minute: u64,
     bans: u32,
     visits: u32,
+}
+
+/// Bans that may be made now: half of what a minute allows at once, and the other half a minute, evenly. So no minute has more.
+#[derive(Clone, Copy, Debug)]
+struct Tokens {
+    left: f64,
+    filled: Timestamp,
 }
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Blast {
-    /// Bans by second, of a minute.
-    seconds: VecDeque<Tally>,
-    /// What regulars did and what was done to them, by minute.
+    tokens: Option<Tokens>,
     minutes: VecDeque<Tally>,
     held: BTreeMap<Subject, Waiting>,
+    order: BTreeSet<Place>,
     /// Somebody has to wait since then, and the last time.
     holding: Option<(Timestamp, Timestamp)>,
 }
@@ -85,47 +99,113 @@ pub struct Blast {
 impl Blast {
     /// Somebody who has been here before has come again.
     pub fn visit(&mut self, second: u64) {
-        newest(&mut self.minutes, second / MINUTE, MINUTES).visits += 1;
+        self.minute(second).visits += 1;
     }
 
     /// A ban was made.
-    pub fn banned(&mut self, subject: Subject, is_regular: bool, now: Timestamp) {
-        self.held.remove(&subject);
-        newest(&mut self.seconds, now.secs(), MINUTE).bans += 1;
+    pub fn banned(
+        &mut self,
+        settings: &Settings,
+        subject: Subject,
+        is_regular: bool,
+        now: Timestamp,
+    ) {
+        self.forget(subject);
+        let left = self.fill(settings, now) - 1.0;
+        self.tokens = Some(Tokens { left, filled: now });
         if is_regular {
-            newest(&mut self.minutes, now.secs() / MINUTE, MINUTES).bans += 1;
+            self.minute(now.secs()).bans += 1;
         }
     }
 
-    /// The clock was set back: what was counted would stay for ever.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+    /// What was found of somebody is settled otherwise.
+    pub fn forget(&mut self, subject: Subject) {
+        if let Some(waiting) = self.held.remove(&subject) {
+            self.order.remove(&waiting.place);
+        }
+    }
+
+    /// The clock was set by so many milliseconds. Visits and bans of regulars are counted anew.
+    pub fn shift(&mut self, millis: i64) {
+        self.minutes.clear();
+        self.tokens = self.tokens.map(|tokens| Tokens {
+            filled: tokens.filled.shifted(millis),
+            ..tokens
+        });
+        self.holding = self
+            .holding
+            .map(|(since, last)| (since.shifted(millis), last.shifted(millis)));
+        for waiting in self.held.values_mut() {
+            waiting.place.newest = waiting.place.newest.shifted(millis);
+        }
+        self.order = self.held.values().map(|waiting| waiting.place).collect();
+    }
+
+    fn minute(&mut self, second: u64) -> &mut Tally {
+        let minute = second / MINUTE;
+        while let Some(oldest) = self.minutes.front()
+            && oldest.minute + MINUTES <= minute
+        {
+            self.minutes.pop_front();
+        }
+        if self.minutes.back().is_none_or(|last| last.minute < minute) {
+            self.minutes.push_back(Tally {
+                minute,
+                bans: 0,
+                visits: 0,
+            });
+        }
+        let last = self.minutes.len() - 1;
+        &mut self.minutes[last]
     }
 
     /// Bans that may be made now.
-    fn room(&self, settings: &Settings, now: Timestamp) -> u32 {
-        if settings.per_minute == 0 {
-            return u32::MAX;
-        }
-        let bans = recent(&self.seconds, now.secs(), MINUTE).map(|tally| tally.bans);
-        settings.per_minute.saturating_sub(bans.sum())
+    fn fill(&self, settings: &Settings, now: Timestamp) -> f64 {
+        let half = f64::from(settings.per_minute) / 2.0;
+        // Of the smallest settings at least one.
+        let most = half.max(1.0);
+        self.tokens.map_or(most, |tokens| {
+            let since = now.since(tokens.filled).as_secs_f64();
+            (tokens.left + since * half / MINUTE as f64).min(most)
+        })
     }
 
-    /// Bans of regulars that may be made now.
-    fn room_for_regulars(&self, settings: &Settings, now: Timestamp) -> u32 {
-        if settings.regulars >= 1.0 {
-            return u32::MAX;
-        }
-        let recent = || recent(&self.minutes, now.secs() / MINUTE, MINUTES);
-        let bans: u32 = recent().map(|tally| tally.bans).sum();
-        let visits: u32 = recent().map(|tally| tally.visits).sum();
+    /// Is there room for a ban?
+    fn has_room(&self, settings: &Settings, now: Timestamp) -> bool {
+        settings.per_minute == 0 || self.fill(settings, now) >= 1.0
+    }
+
+    /// Bans of regulars that were made, and that may be made.
+    fn of_regulars(&self, settings: &Settings, now: Timestamp) -> (u32, u32) {
+        let minute = now.secs() / MINUTE;
+        let recent = self.minutes.iter();
+        let recent = recent.filter(|tally| tally.minute + MINUTES > minute);
+        let (bans, visits) = recent.fold((0, 0), |(bans, visits), tally| {
+            (bans + tally.bans, visits + tally.visits)
+        });
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a share of a count"
         )]
         let allowed = (f64::from(visits) * settings.regulars) as u32;
-        allowed.max(FEW).saturating_sub(bans)
+        (bans, allowed.max(FEW).saturating_sub(bans))
+    }
+
+    /// Is somebody's ban held back for the sake of those who have been here before?
+    fn is_spared(
+        &self,
+        settings: &Settings,
+        suspect: &Suspect,
+        times: u32,
+        is_attacked: bool,
+        now: Timestamp,
+    ) -> bool {
+        let goes_on = is_attacked && times >= AGAIN;
+        suspect.is_regular
+            && settings.regulars < 1.0
+            && !goes_on
+            && self.of_regulars(settings, now).1 == 0
     }
 
     /// What keeps this ban from being made now, in words, if anything does; whoever it is waits then.
@@ -133,66 +213,73 @@ impl Blast {
         &mut self,
         settings: &Settings,
         suspect: &Suspect,
+        is_attacked: bool,
         now: Timestamp,
     ) -> Option<String> {
-        let because = if self.room(settings, now) == 0 {
+        let waiting = self.held.get(&suspect.subject);
+        let times = waiting.map_or(0, |waiting| waiting.place.times) + 1;
+        let because = if !self.has_room(settings, now) {
             format!(
-                "the detector has made {} bans within a minute",
+                "the detector makes {} bans a minute at most",
                 settings.per_minute
             )
-        } else if suspect.is_regular && self.room_for_regulars(settings, now) == 0 {
+        } else if self.is_spared(settings, suspect, times, is_attacked, now) {
+            let (bans, _) = self.of_regulars(settings, now);
             format!(
-                "the detector has banned {:.0} % of the visitors who had been here before",
-                settings.regulars * 100.0
+                "the detector has banned {bans} visitors within ten minutes who had been here before"
             )
         } else {
             return None;
         };
         let since = self.holding.map_or(now, |(since, _)| since);
         self.holding = Some((since, now));
-        if let Some(waiting) = self.held.get_mut(&suspect.subject) {
-            waiting.suspect.clone_from(suspect);
-            waiting.times += 1;
-            waiting.newest = now;
-        } else if self.held.len() < MAX_HELD {
-            let waiting = Waiting {
-                suspect: suspect.clone(),
-                times: 1,
-                newest: now,
-            };
-            self.held.insert(suspect.subject, waiting);
+        self.forget(suspect.subject);
+        let place = Place {
+            is_network: suspect.address.is_none(),
+            times,
+            newest: now,
+            subject: suspect.subject,
+        };
+        self.order.insert(place);
+        let suspect = suspect.clone();
+        self.held.insert(place.subject, Waiting { suspect, place });
+        if self.held.len() > MAX_HELD
+            && let Some(least) = self.order.pop_first()
+        {
+            self.held.remove(&least.subject);
         }
         Some(because)
     }
 
-    /// Those for whom there is room now, the worst first. Who has not been found for a minute has stopped.
-    pub fn worst(&mut self, settings: &Settings, now: Timestamp) -> Vec<Suspect> {
-        if self.held.is_empty() {
-            return Vec::new();
+    /// The worst of those for whom there is room now. Who has not been found for a minute has stopped.
+    pub fn worst(
+        &mut self,
+        settings: &Settings,
+        is_attacked: bool,
+        now: Timestamp,
+    ) -> Option<Suspect> {
+        if self.held.is_empty() || !self.has_room(settings, now) {
+            return None;
         }
-        self.held
-            .retain(|_, held| now.since(held.newest).as_secs() < MINUTE);
-        let mut room = self.room(settings, now);
-        let mut for_regulars = self.room_for_regulars(settings, now);
-        if room == 0 {
-            return Vec::new();
-        }
-        let mut all: Vec<&Waiting> = self.held.values().collect();
-        all.sort_by_key(|held| (Reverse(held.times), held.suspect.subject));
-        let mut worst = Vec::new();
-        for held in all {
-            let suspect = &held.suspect;
-            if room == 0 || suspect.is_regular && for_regulars == 0 {
+        let mut found = None;
+        let mut stopped = Vec::new();
+        for place in self.order.iter().rev() {
+            let Some(waiting) = self.held.get(&place.subject) else {
                 continue;
+            };
+            if now.since(place.newest).as_secs() >= MINUTE {
+                stopped.push(place.subject);
+            } else if !self.is_spared(settings, &waiting.suspect, place.times, is_attacked, now) {
+                found = Some(waiting.suspect.clone());
+                break;
             }
-            room -= 1;
-            for_regulars -= u32::from(suspect.is_regular);
-            worst.push(suspect.clone());
         }
-        for suspect in &worst {
-            self.held.remove(&suspect.subject);
+        for subject in stopped {
+            self.forget(subject);
         }
-        worst
+        let found = found?;
+        self.forget(found.subject);
+        Some(found)
     }
 
     /// For how long somebody had to wait, once nobody has had to for a minute; said once.
@@ -202,6 +289,8 @@ impl Blast {
             return None;
         }
         self.holding = None;
+        self.held.clear();
+        self.order.clear();
         Some(now.since(since))
     }
 
@@ -213,26 +302,6 @@ impl Blast {
             None => None,
         }
     }
-}
-
-/// The tally of now, after those that are over are forgotten.
-fn newest(tallies: &mut VecDeque<Tally>, at: u64, span: u64) -> &mut Tally {
-    while tallies.front().is_some_and(|tally| tally.at + span <= at) {
-        tallies.pop_front();
-    }
-    let is_there = tallies.back().is_some_and(|tally| tally.at >= at);
-    if !is_there {
-        tallies.push_back(Tally {
-            at,
-            ..Tally::default()
-        });
-    }
-    let last = tallies.len() - 1;
-    &mut tallies[last]
-}
-
-fn recent(tallies: &VecDeque<Tally>, at: u64, span: u64) -> impl Iterator<Item = &Tally> {
-    tallies.iter().filter(move |tally| tally.at + span > at)
 }
 
 #[cfg(test)]
@@ -270,48 +339,85 @@ mod tests {
 
     const AT: Timestamp = Timestamp::from_secs(6_000_000);
 
-    /// Bans if it may.
-    fn flag(blast: &mut Blast, settings: &Settings, suspect: &Suspect, now: Timestamp) -> bool {
-        let may = blast.hold(settings, suspect, now).is_none();
-        if may {
-            blast.banned(suspect.subject, suspect.is_regular, now);
-        }
-        may
-    }
-
     fn after(secs: u64) -> Timestamp {
         AT + Duration::from_secs(secs)
     }
 
+    /// Bans if it may.
+    fn flag(blast: &mut Blast, settings: &Settings, suspect: &Suspect, now: Timestamp) -> bool {
+        let may = blast.hold(settings, suspect, false, now).is_none();
+        if may {
+            blast.banned(settings, suspect.subject, suspect.is_regular, now);
+        }
+        may
+    }
+
+    /// Bans the worst while there is room; who they were, as numbers.
+    fn ban_worst(blast: &mut Blast, settings: &Settings, now: Timestamp) -> Vec<u32> {
+        let mut banned = Vec::new();
+        while let Some(suspect) = blast.worst(settings, false, now) {
+            blast.banned(settings, suspect.subject, suspect.is_regular, now);
+            banned.push(u32::try_from(suspect.subject.bits()).unwrap());
+        }
+        banned
+    }
+
     #[test]
-    fn a_minute_has_room_for_so_many_and_then_the_worst_come_first() {
+    fn a_minute_has_room_for_so_many_and_the_worst_come_first() {
         let settings = Settings {
-            per_minute: 10,
+            per_minute: 20,
             regulars: 1.0,
         };
         let mut blast = Blast::default();
         let made = (0..30).filter(|n| flag(&mut blast, &settings, &suspect(*n, false), AT));
-        assert_eq!(made.count(), 10);
+        assert_eq!(made.count(), 10, "half of it at once");
         assert_eq!(blast.since(), Some(AT));
-        // The twentieth is found again and again; the others once more each.
+        // The twentieth is found again and again; some others once more.
         for n in [20, 20, 20, 25, 25, 12] {
-            assert!(!flag(&mut blast, &settings, &suspect(n, false), after(30)));
+            assert!(!flag(&mut blast, &settings, &suspect(n, false), after(1)));
         }
-        assert!(blast.worst(&settings, after(59)).is_empty());
-        let worst = blast.worst(&settings, after(61));
-        let who: Vec<Subject> = worst.iter().map(|suspect| suspect.subject).collect();
-        let expected = [20, 25, 12].map(|n| suspect(n, false).subject);
-        assert_eq!(
-            who, expected,
-            "who was found once, a minute ago, has stopped"
-        );
-        for suspect in worst {
-            blast.banned(suspect.subject, false, after(61));
+        assert_eq!(ban_worst(&mut blast, &settings, after(5)), []);
+        assert_eq!(ban_worst(&mut blast, &settings, after(6)), [20]);
+        assert_eq!(ban_worst(&mut blast, &settings, after(18)), [25, 12]);
+        assert_eq!(ban_worst(&mut blast, &settings, after(59)).len(), 6);
+        // Who was found a minute ago has stopped.
+        assert_eq!(ban_worst(&mut blast, &settings, after(62)), []);
+        assert_eq!(blast.over(after(62)), Some(Duration::from_secs(62)));
+        assert_eq!((blast.over(after(62)), blast.since()), (None, None));
+    }
+
+    #[test]
+    fn no_minute_has_more_and_a_network_comes_before_all_others() {
+        let settings = Settings {
+            per_minute: 60,
+            regulars: 1.0,
+        };
+        let mut blast = Blast::default();
+        let mut bans = Vec::new();
+        for second in 0..300 {
+            let now = after(second);
+            for n in 0..20 {
+                let n = u32::try_from(second).unwrap() * 20 + n;
+                if flag(&mut blast, &settings, &suspect(n, false), now) {
+                    bans.push(second);
+                }
+            }
+            let made = ban_worst(&mut blast, &settings, now).len();
+            bans.extend(std::iter::repeat_n(second, made));
         }
-        assert_eq!(blast.room(&settings, after(61)), 7);
-        assert_eq!(blast.over(after(89)), None);
-        assert_eq!(blast.over(after(90)), Some(Duration::from_secs(90)));
-        assert_eq!((blast.over(after(91)), blast.since()), (None, None));
+        for from in 0..240 {
+            let within = bans.iter().filter(|at| (from..from + 60).contains(*at));
+            assert!((29..=60).contains(&within.count()), "from {from}");
+        }
+        let network = Suspect {
+            address: None,
+            ..suspect(9999, false)
+        };
+        assert!(!flag(&mut blast, &settings, &suspect(1, false), after(300)));
+        assert!(!flag(&mut blast, &settings, &network, after(300)));
+        assert!(!flag(&mut blast, &settings, &suspect(1, false), after(300)));
+        let worst = blast.worst(&settings, false, after(302)).unwrap();
+        assert_eq!(worst.subject, network.subject);
     }
 
     #[test]
@@ -326,24 +432,54 @@ mod tests {
         assert_eq!(made.count(), 50);
         let strangers = (200..400).filter(|n| flag(&mut blast, &settings, &suspect(*n, false), AT));
         assert_eq!(strangers.count(), 200);
+        // In an attack, who goes on has shown what it is.
+        assert!(blast.hold(&settings, &suspect(500, true), true, AT).is_some());
+        assert_eq!(blast.hold(&settings, &suspect(500, true), true, AT), None);
+        assert!(blast.hold(&settings, &suspect(501, true), false, AT).is_some());
+        assert!(blast.hold(&settings, &suspect(501, true), false, AT).is_some());
         // Ten minutes later all that is forgotten; but few are few, however few come.
         let later = after(600);
-        let made = (500..600).filter(|n| flag(&mut blast, &settings, &suspect(*n, true), later));
+        let made = (600..700).filter(|n| flag(&mut blast, &settings, &suspect(*n, true), later));
         assert_eq!(made.count(), 20);
     }
 
     #[test]
-    fn what_waits_is_bounded() {
+    fn what_waits_is_bounded_and_the_worst_stay() {
         let settings = Settings {
-            per_minute: 1,
+            per_minute: 2,
             regulars: 1.0,
         };
         let mut blast = Blast::default();
-        for n in 0..20_000 {
-            flag(&mut blast, &settings, &suspect(n, false), AT);
+        assert!(flag(&mut blast, &settings, &suspect(0, false), AT));
+        for _ in 0..3 {
+            assert!(!flag(&mut blast, &settings, &suspect(1, false), AT));
         }
-        assert_eq!(blast.held.len(), MAX_HELD);
-        (0..10_000).for_each(|n| blast.banned(suspect(0, true).subject, true, after(n)));
-        assert!(blast.seconds.len() <= 60 && blast.minutes.len() <= 10);
+        for n in 2..20_000 {
+            assert!(!flag(&mut blast, &settings, &suspect(n, false), after(1)));
+        }
+        assert_eq!((blast.held.len(), blast.order.len()), (MAX_HELD, MAX_HELD));
+        assert_eq!(ban_worst(&mut blast, &settings, after(59)), []);
+        let worst = blast.worst(&settings, false, after(60));
+        assert_eq!(worst.unwrap().subject, suspect(19_999, false).subject, "the first has stopped");
+        (0..10_000).for_each(|n| blast.visit(after(n).secs()));
+        assert!(blast.minutes.len() <= 10);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_nobody_s_turn() {
+        let settings = Settings {
+            per_minute: 2,
+            regulars: 1.0,
+        };
+        for millis in [86_400_000, -86_400_000] {
+            let mut blast = Blast::default();
+            assert!(flag(&mut blast, &settings, &suspect(0, false), AT));
+            assert!(!flag(&mut blast, &settings, &suspect(1, false), after(30)));
+            blast.shift(millis);
+            let at = |secs| after(secs).shifted(millis);
+            assert_eq!(blast.since(), Some(at(30)));
+            assert_eq!(ban_worst(&mut blast, &settings, at(59)), []);
+            assert_eq!(ban_worst(&mut blast, &settings, at(60)), [1]);
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! A comparison goes in steps of some thousand entries, so that with a million bans a new one waits for a few milliseconds
 //! and not for a second. Changes may come between two steps: they change the intent too, so they are no drift.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use anyhow::Result;
 use indexmap::IndexMap;
@@ -167,6 +167,34 @@ impl Intent {
         Ok(step)
     }
 
+    /// Are so many bans, picked at random, in force as they should be? Where that cannot be told without reading all, nobody
+    /// looks.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn looks_right(&self, enforcer: &mut dyn Enforcer, of: usize) -> Result<bool> {
+        if !enforcer.looks_up() {
+            return Ok(true);
+        }
+        let picked = fastrand::choose_multiple(0..self.bans.len(), of);
+        let (now, longest) = (clock::boot(), enforcer.longest());
+        let picked = picked.into_iter().filter_map(|n| self.bans.get_index(n));
+        // One whose time is nearly over may be gone by now.
+        let picked: Vec<(&Subject, &Wanted)> = picked
+            .filter(|(_, wanted)| wanted.end.is_none_or(|end| end > now + TOLERANCE))
+            .collect();
+        let subjects: Vec<Subject> = picked.iter().map(|(subject, _)| **subject).collect();
+        let found = enforcer.entries_of(&subjects)?;
+        let found: HashMap<Subject, Entry> = found
+            .into_iter()
+            .map(|entry| (entry.subject, entry))
+            .collect();
+        Ok(picked.iter().all(|(subject, wanted)| {
+            let entry = found.get(subject);
+            entry.is_some_and(|entry| wanted.is_met(entry, now, longest))
+        }))
+    }
+
     /// Holds entries against what is wanted; returns what is to be changed. What nobody asked for goes here, before what is
     /// missing comes: it may hold the room for it.
     fn hold(
@@ -185,17 +213,9 @@ impl Intent {
                 continue;
             };
             wanted.seen = self.comparison;
-            let (lifetime, tolerance) = wanted.lifetime(now, longest);
-            let is_right = entry.observed == wanted.observed
-                && match (entry.lifetime, lifetime) {
-                    (Lifetime::Permanent, Lifetime::Permanent) => true,
-                    (Lifetime::For(found), Lifetime::For(wanted)) => {
-                        found.abs_diff(wanted) <= tolerance
-                    }
-                    _ => false,
-                };
-            if !is_right {
+            if !wanted.is_met(entry, now, longest) {
                 drift.altered += 1;
+                let (lifetime, _) = wanted.lifetime(now, longest);
                 changes.push(wanted.change(entry.subject, lifetime));
             }
         }
@@ -235,6 +255,19 @@ impl Wanted {
             (Some(left), Some(longest)) if left > longest => (Lifetime::For(longest), longest / 2),
             (Some(left), _) => (Lifetime::For(left), TOLERANCE),
         }
+    }
+
+    /// Is an entry as it is to be?
+    fn is_met(&self, entry: &Entry, now: Duration, longest: Option<Duration>) -> bool {
+        let (lifetime, tolerance) = self.lifetime(now, longest);
+        entry.observed == self.observed
+            && match (entry.lifetime, lifetime) {
+                (Lifetime::Permanent, Lifetime::Permanent) => true,
+                (Lifetime::For(found), Lifetime::For(wanted)) => {
+                    found.abs_diff(wanted) <= tolerance
+                }
+                _ => false,
+            }
     }
 
     const fn change(&self, subject: Subject, lifetime: Lifetime) -> Change {
@@ -365,6 +398,10 @@ mod tests {
             Ok((entries, next))
         }
 
+        fn looks_up(&self) -> bool {
+            true
+        }
+
         fn counters(&mut self) -> Result<Counters> {
             Ok(Vec::new())
         }
@@ -376,6 +413,29 @@ mod tests {
         fn detach(&mut self) -> Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_few_bans_that_are_looked_at_tell_what_is_missing_or_altered() {
+        let mut kernel = Kernel {
+            room: 100,
+            ..Kernel::default()
+        };
+        let bans = (0..50).map(|n| Change::Ban(subject(n), LONG));
+        let bans: Vec<Change> = bans.collect();
+        kernel.apply(&bans);
+        let intent: Intent = bans.into_iter().collect();
+        assert!(intent.looks_right(&mut kernel, 20).unwrap());
+        assert!(intent.looks_right(&mut kernel, 1000).unwrap());
+        kernel.apply(&[Change::Observe(subject(7), LONG)]);
+        assert!(!intent.looks_right(&mut kernel, 50).unwrap());
+        kernel.apply(&[Change::Ban(subject(7), LONGER)]);
+        assert!(!intent.looks_right(&mut kernel, 50).unwrap());
+        kernel.apply(&[Change::Ban(subject(7), LONG)]);
+        assert!(intent.looks_right(&mut kernel, 50).unwrap());
+        kernel.apply(&[Change::Unban(subject(7))]);
+        assert!(!intent.looks_right(&mut kernel, 50).unwrap());
+        assert!(Intent::default().looks_right(&mut kernel, 50).unwrap());
     }
 
     const LONG: Lifetime = Lifetime::For(Duration::from_secs(600));

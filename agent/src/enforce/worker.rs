@@ -2,7 +2,8 @@
 //!
 //! Changes that find the queue full are kept aside, the newest of each subject (so as many as the ledger has), and handed
 //! over later. A comparison or a repair is not queued while one is waiting. What goes through all bans goes in steps, with
-//! changes between them.
+//! changes between them; comparisons take a hundredth of a processor at most, and with so many bans that they have to be rarer for that,
+//! a few bans are looked at in between.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -32,6 +33,13 @@ use crate::runtime::clock;
 const QUEUE: usize = 65_536;
 /// Changes that are handed to the back end at a time.
 const BATCH: usize = 1024;
+/// Comparisons are so many times as far apart as they take of a processor.
+const PACE: u32 = 100;
+/// One that takes less is made whenever it is asked for.
+const SHORT: Duration = Duration::from_millis(10);
+/// Bans that are looked at when it is too soon for a comparison: of a loss of one in a hundred the chance to be missed is
+/// 0.99^512, less than one in a hundred.
+const PROBES: usize = 512;
 
 /// One piece of work. Lifetimes count from `made`, on the boot clock: a job may wait.
 #[derive(Debug)]
@@ -201,6 +209,8 @@ impl Worker {
             owed: BTreeMap::new(),
             drift: Drift::default(),
             failed: BTreeSet::new(),
+            spent: Duration::ZERO,
+            next: Duration::ZERO,
             listings: VecDeque::new(),
         };
         let thread = std::thread::Builder::new()
@@ -356,6 +366,9 @@ struct Hands {
     /// What the comparison that is under way has found so far, and whose bans could not be put in force since it began.
     drift: Drift,
     failed: BTreeSet<Subject>,
+    /// How long it has had a processor, and when the next one may begin, on the boot clock.
+    spent: Duration,
+    next: Duration,
     /// Those who want to see all bans; as many as there are connections, which are bounded.
     listings: VecDeque<Listing>,
 }
@@ -391,12 +404,29 @@ impl Hands {
         }
     }
 
+    /// Begins a comparison, if there is a reason to or the newest one was long enough ago.
+    fn begin_comparison(&mut self) {
+        let is_due = clock::boot() >= self.next || !self.owed.is_empty();
+        // What cannot be looked at is for the comparison to say.
+        let mut looks_right = || self.intent.looks_right(self.enforcer.as_mut(), PROBES);
+        if is_due || !looks_right().unwrap_or(false) {
+            self.failed.clear();
+            self.spent = Duration::ZERO;
+            self.intent.compare();
+        } else {
+            self.shared.reconcile_waits.store(false, Ordering::Release);
+        }
+    }
+
     /// A step of the comparison that is under way.
     fn compare(&mut self) {
         if !self.intent.is_comparing() {
             return;
         }
-        let found = match self.intent.step(self.enforcer.as_mut()) {
+        let began = clock::of_thread();
+        let step = self.intent.step(self.enforcer.as_mut());
+        self.spent += clock::of_thread().saturating_sub(began);
+        let found = match step {
             Ok(step) => {
                 self.drift += step.drift;
                 self.failed.extend(step.failed);
@@ -404,6 +434,13 @@ impl Hands {
                 if !step.is_last {
                     return;
                 }
+                let spent = std::mem::take(&mut self.spent);
+                let pause = if spent < SHORT {
+                    Duration::ZERO
+                } else {
+                    spent * PACE
+                };
+                self.next = clock::boot() + pause;
                 self.settle();
                 Ok(std::mem::take(&mut self.drift))
             }
@@ -568,10 +605,7 @@ impl Hands {
     /// Does a job that is no change.
     fn attend(&mut self, job: Job) {
         match job {
-            Job::Reconcile if !self.intent.is_comparing() => {
-                self.failed.clear();
-                self.intent.compare();
-            }
+            Job::Reconcile if !self.intent.is_comparing() => self.begin_comparison(),
             Job::Repair => {
                 let found = self.enforcer.activate().map(|anew| Drift {
                     detached: anew.into(),
@@ -647,6 +681,8 @@ fn note(
 #[cfg(test)]
 mod tests {
     use portcullis_engine::{Origin, Term, Timestamp};
+
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::enforce::{Mode, Page, dry_run::DryRun};
@@ -751,20 +787,9 @@ mod tests {
     }
 
     fn ban(n: u32) -> Job {
-        let ban = Ban {
-            subject: Subject::of_client(std::net::Ipv4Addr::from(n).into()),
-            since: Timestamp::from_secs(1),
-            term: Term::Permanent,
-            tier: None,
-            origin: Origin::Operator,
-            reason: String::new(),
-            finding: None,
-            observe: false,
-            gate: portcullis_engine::Gate::Wire,
-            extended: 0,
-            by: None,
-            once_confirmed: None,
-        };
+        let subject = Subject::of_client(std::net::Ipv4Addr::from(n).into());
+        let since = Timestamp::from_secs(1);
+        let ban = Ban::new(subject, since, Term::Permanent, Origin::Operator);
         Job::Ban {
             ban: Box::new(ban),
             lifetime: Lifetime::Permanent,
@@ -835,6 +860,103 @@ mod tests {
             matches!(outcome, Some(Outcome::Banned(_, Ok(())))),
             "{outcome:?}"
         );
+    }
+
+    /// A back end that takes a while to read, and that others have their hands in.
+    #[derive(Clone, Default)]
+    struct Slow {
+        inner: Arc<Mutex<DryRun>>,
+        reads: Arc<AtomicUsize>,
+    }
+
+    impl Enforcer for Slow {
+        fn backend(&self) -> Backend {
+            Backend::DryRun
+        }
+
+        fn place(&self) -> String {
+            String::new()
+        }
+
+        fn set_mode(&mut self, _mode: Mode) -> Result<()> {
+            Ok(())
+        }
+
+        fn set_allowlist(&mut self, _allow: &[IpNet]) -> Result<()> {
+            Ok(())
+        }
+
+        fn apply(&mut self, changes: &[Change]) -> Vec<Result<()>> {
+            self.inner.lock().unwrap().apply(changes)
+        }
+
+        fn entries_from(&mut self, from: Cursor) -> Result<Page<Entry>> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let began = clock::of_thread();
+            while clock::of_thread().saturating_sub(began) <= SHORT {}
+            self.inner.lock().unwrap().entries_from(from)
+        }
+
+        fn entries_of(&mut self, subjects: &[Subject]) -> Result<Vec<Entry>> {
+            self.inner.lock().unwrap().entries_of(subjects)
+        }
+
+        fn looks_up(&self) -> bool {
+            true
+        }
+
+        fn counters(&mut self) -> Result<Counters> {
+            Ok(Vec::new())
+        }
+
+        fn activate(&mut self) -> Result<bool> {
+            Ok(false)
+        }
+
+        fn detach(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_comparison_that_takes_long_is_made_rarely_unless_something_is_wrong() {
+        let slow = Slow::default();
+        let (sender, _outcomes) = queue::channel(QUEUE);
+        let subjects = [7, 8].map(|n: u8| Subject::of_client([0, 0, 0, n].into()));
+        let bans = subjects.map(|subject| Change::Ban(subject, Lifetime::Permanent));
+        let mut hands = Hands {
+            enforcer: Box::new(slow.clone()),
+            intent: bans.into_iter().collect(),
+            sockets: None,
+            outcomes: sender,
+            shared: Arc::default(),
+            owed: BTreeMap::new(),
+            drift: Drift::default(),
+            failed: BTreeSet::new(),
+            spent: Duration::ZERO,
+            next: Duration::ZERO,
+            listings: VecDeque::new(),
+        };
+        let mut reconcile = || {
+            hands.attend(Job::Reconcile);
+            while hands.intent.is_comparing() {
+                hands.compare();
+            }
+            (
+                slow.reads.load(Ordering::Relaxed),
+                hands.shared.health().drift.missing,
+            )
+        };
+        assert_eq!(reconcile(), (1, 2));
+        for _ in 0..5 {
+            assert_eq!(reconcile(), (1, 2), "it is too soon, and all is well");
+        }
+        slow.inner
+            .lock()
+            .unwrap()
+            .apply(&[Change::Unban(subjects[1])]);
+        assert_eq!(reconcile(), (2, 3));
+        assert_eq!(reconcile(), (2, 3));
     }
 
     #[test]

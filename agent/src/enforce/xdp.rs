@@ -697,6 +697,10 @@ impl Enforcer for Xdp {
         subjects.iter().filter_map(entry).collect()
     }
 
+    fn looks_up(&self) -> bool {
+        true
+    }
+
     fn counters(&mut self) -> Result<Counters> {
         if let Some(logger) = &mut self.logger {
             logger.flush();

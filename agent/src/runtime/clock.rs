@@ -22,6 +22,12 @@ pub fn boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
+/// How long the calling thread has had a processor.
+#[must_use]
+pub fn of_thread() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 /// Notices that somebody has set the clock: the time of day and the time since boot do not go on together then. What is less
 /// than a leap second or the work of a time server that slews is none of that.
 #[derive(Debug, Default)]

@@ -2,15 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use portcullis_engine::{Event, command::Action};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tracing::error;
 
 use super::Agent;
 use crate::{
     config::{Adjusted, Input, default_of},
+    control::Reply,
+    crawlers,
     notify::Notifier,
 };
 
@@ -71,6 +77,7 @@ pub(super) struct Running {
     /// Keys that are not what they are by default.
     differing: BTreeMap<String, String>,
     needs_restart: Vec<SettingChange>,
+    is_being_read: bool,
 }
 
 impl Running {
@@ -79,6 +86,7 @@ impl Running {
             input,
             differing: adjusted.differing.iter().cloned().collect(),
             needs_restart: Vec::new(),
+            is_being_read: false,
         }
     }
 
@@ -134,17 +142,55 @@ fn is_live(key: &str) -> bool {
 
 /// Is it said of a window, so that it means something else in another one?
 fn is_by_window(key: &str) -> bool {
-    key.starts_with("detect.")
+    key.starts_with("detect.") || key == "bans.prefix_members"
+}
+
+/// A configuration that was read and checked, and whoever it says is to be told; or what is wrong.
+type Read = Result<(Adjusted, Notifier, Vec<JoinHandle<()>>)>;
+
+/// A configuration that was read anew, by whose wish, and who waits for the answer.
+pub(super) struct ReadAnew {
+    read: Read,
+    who: String,
+    reply: Option<oneshot::Sender<Reply>>,
 }
 
 impl Agent {
-    /// Goes by what the configuration says now, as far as that is possible; by `who`'s wish.
-    ///
-    /// # Errors
-    /// All that is wrong with it: then nothing has changed.
-    pub(super) fn reload(&mut self, who: &str) -> Result<Reloaded> {
+    /// Has the configuration read; nobody waits for the disk. One at a time: whoever asks meanwhile is told so.
+    pub(super) fn reload(&mut self, who: &str, reply: Option<oneshot::Sender<Reply>>) {
+        if std::mem::replace(&mut self.running.is_being_read, true) {
+            let why = "the configuration is being read already: ask again in a moment".to_owned();
+            if let Some(reply) = reply {
+                drop(reply.send(Reply::refused(why)));
+            }
+            return;
+        }
+        let (input, who) = (self.running.input.clone(), who.to_owned());
+        let read_anew = self.read_anew.0.clone();
+        tokio::spawn(async move {
+            let read = tokio::task::spawn_blocking(move || read(&input)).await;
+            let read = read.unwrap_or_else(|_| bail!("the configuration cannot be read"));
+            drop(read_anew.send(ReadAnew { read, who, reply }).await);
+        });
+    }
+
+    /// Goes by a configuration that was read, as far as that is possible while the agent runs.
+    pub(super) fn go_by(&mut self, new: ReadAnew) {
+        let ReadAnew { read, who, reply } = new;
+        self.running.is_being_read = false;
         let now = self.now();
-        let result = self.read_anew();
+        let result = read.map(|(adjusted, notifier, couriers)| {
+            std::mem::replace(&mut self.notifier, notifier).close();
+            self.couriers.retain(|courier| !courier.is_finished());
+            self.couriers.extend(couriers);
+            let config = &adjusted.config;
+            let waits = !self.engine.reconfigure(config.engine.clone(), now);
+            self.crawlers.set(config.crawlers.clone());
+            self.engine
+                .forget_crawlers(|name| !crawlers::is_in(name, &config.crawlers), now);
+            self.surroundings.set(config.surroundings.clone());
+            self.running.change(&adjusted, waits)
+        });
         let words = match &result {
             Ok(reloaded) => in_words(reloaded),
             Err(problem) => {
@@ -154,28 +200,20 @@ impl Agent {
         };
         let words = format!("configuration read anew, by {who}: {words}");
         self.record(&Event::new(now, Action::Notice, words));
-        result
+        if let Some(reply) = reply {
+            drop(reply.send(Reply::of(result)));
+        }
     }
+}
 
-    fn read_anew(&mut self) -> Result<Reloaded> {
-        let adjusted = self.running.input.load().map_err(|problems| {
-            anyhow!(
-                "the new configuration is refused, and the one before goes on to hold:\n{problems}"
-            )
-        })?;
-        let now = self.now();
-        let config = &adjusted.config;
-        // What the files with addresses hold may be new although nothing else is.
-        let (notifier, couriers) = Notifier::renew(config)
-            .context("the new configuration is refused, and the one before goes on to hold")?;
-        std::mem::replace(&mut self.notifier, notifier).close();
-        self.couriers.retain(|courier| !courier.is_finished());
-        self.couriers.extend(couriers);
-        let waits = !self.engine.reconfigure(config.engine.clone(), now);
-        self.crawlers.set(config.crawlers.clone());
-        self.surroundings.set(config.surroundings.clone());
-        Ok(self.running.change(&adjusted, waits))
-    }
+fn read(input: &Input) -> Read {
+    let adjusted = input.load_again().map_err(|problems| {
+        anyhow!("the new configuration is refused, and the one before goes on to hold:\n{problems}")
+    })?;
+    // What the files with addresses hold may be new although nothing else is.
+    let (notifier, couriers) = Notifier::renew(&adjusted.config)
+        .context("the new configuration is refused, and the one before goes on to hold")?;
+    Ok((adjusted, notifier, couriers))
 }
 
 fn in_words(reloaded: &Reloaded) -> String {

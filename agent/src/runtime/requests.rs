@@ -150,7 +150,7 @@ impl Agent {
             },
             Request::Allowlist => drop(reply.send(Reply::done(&self.allowlist()))),
             Request::UnbanAll => self.unban_all(reply),
-            Request::Reload => drop(reply.send(Reply::of(self.reload(&by)))),
+            Request::Reload => self.reload(&by, Some(reply)),
         }
     }
 
