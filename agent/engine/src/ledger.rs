@@ -230,6 +230,8 @@ pub struct Ledger {
     forgive: Duration,
     bans: IndexMap<Subject, Ban, Hashing>,
     ends: BTreeSet<(Timestamp, Subject)>,
+    /// Those of them that may give way: the detector's.
+    yielding: BTreeSet<(Timestamp, Subject)>,
     /// How many bans there are of each prefix length that is not a client's own: a client is looked up once for each.
     wide: BTreeMap<(bool, u8), usize>,
     offences: HashMap<Subject, Offences, Hashing>,
@@ -253,6 +255,7 @@ impl Ledger {
             forgive,
             bans: IndexMap::default(),
             ends: BTreeSet::new(),
+            yielding: BTreeSet::new(),
             wide: BTreeMap::new(),
             offences: HashMap::default(),
             stillest: BTreeSet::new(),
@@ -414,6 +417,9 @@ impl Ledger {
         self.remove(ban.subject);
         if let Term::Until(end) = ban.term {
             self.ends.insert((end, ban.subject));
+            if ban.origin == Origin::Detector {
+                self.yielding.insert((end, ban.subject));
+            }
         }
         if !ban.subject.is_client() {
             *self.wide.entry(kind(ban.subject)).or_insert(0) += 1;
@@ -427,6 +433,7 @@ impl Ledger {
         let ban = self.bans.swap_remove(&subject)?;
         if let Term::Until(end) = ban.term {
             self.ends.remove(&(end, subject));
+            self.yielding.remove(&(end, subject));
         }
         if !subject.is_client()
             && let Some(count) = self.wide.get_mut(&kind(subject))
@@ -470,12 +477,7 @@ impl Ledger {
     /// one or the new one is an operator's. Operators' bans and permanent ones never give way.
     #[must_use]
     pub fn gives_way(&self, term: Term, origin: Origin) -> Option<Subject> {
-        let by_detector = |subject: &Subject| {
-            self.bans
-                .get(subject)
-                .is_some_and(|ban| ban.origin == Origin::Detector)
-        };
-        let (end, subject) = self.ends.iter().find(|(_, subject)| by_detector(subject))?;
+        let (end, subject) = self.yielding.first()?;
         let outlasted = match term {
             Term::Until(new_end) => *end < new_end,
             Term::Permanent => true,
@@ -693,6 +695,15 @@ mod tests {
             "a shorter one is not worth it"
         );
         assert_eq!(gives_way(Term::Until(at(1_150)), Origin::Operator), second);
+        // By an operator's word now, it gives way no more.
+        ledger
+            .insert(by("192.0.2.2", Term::Until(at(1_200)), Origin::Operator))
+            .unwrap();
+        assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), None);
+        ledger
+            .insert(by("192.0.2.2", Term::Until(at(1_200)), Origin::Detector))
+            .unwrap();
+        assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), second);
         ledger.remove(subject("192.0.2.2"));
         assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), None);
     }
