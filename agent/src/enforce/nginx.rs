@@ -245,7 +245,7 @@ pub fn left(settings: &Settings) -> Result<BTreeSet<Subject>> {
     let include = Include::new(&settings.include, settings.form)?;
     let content = include.read()?.unwrap_or_default();
     include.claim(&content)?;
-    Ok(include.banned(&content).unwrap_or_default())
+    Ok(include::banned(&content).unwrap_or_default())
 }
 
 /// Takes every ban out of the file, and has Nginx read it. Says whether there was anything. Not while an agent writes it.
@@ -388,7 +388,7 @@ impl Hands {
 
     /// The file as an earlier run has left it becomes what the ledger says.
     fn begin(&mut self) {
-        match self.include.banned(&self.said) {
+        match include::banned(&self.said) {
             Some(banned) if banned != self.wanted => info!(
                 "{} holds {} bans, the ledger {}",
                 self.settings.include.display(),

@@ -219,6 +219,26 @@ fn a_ban_that_stands_is_renewed_without_a_reload() {
 }
 
 #[test]
+fn a_start_with_another_form_writes_it_at_once_and_accuses_nobody() {
+    let mut bench = Bench::new();
+    drop(bench.start(&["203.0.113.7"]));
+    for (form, line) in [
+        (Form::Geo, "203.0.113.7 1;"),
+        (Form::Deny, "deny 203.0.113.7;"),
+    ] {
+        bench.settings.form = form;
+        assert_eq!(
+            left(&bench.settings).unwrap(),
+            [subject("203.0.113.7")].into()
+        );
+        let nginx = bench.start(&["203.0.113.7"]);
+        let status = nginx.status();
+        assert_eq!((status.reloads, status.drift), (1, 0));
+        assert_eq!(bench.lines_of("loaded"), [line]);
+    }
+}
+
+#[test]
 fn whoever_is_only_observed_has_no_line() {
     let mut bench = Bench::new();
     let nginx = bench.start(&["203.0.113.7"]);
@@ -518,7 +538,7 @@ fn whoever_reads_the_file_never_sees_a_part_of_it() {
             let mut sizes = BTreeSet::new();
             while !is_over.load(Ordering::Relaxed) {
                 let content = include.read().unwrap().expect("it is always there");
-                let banned = include.banned(&content);
+                let banned = include::banned(&content);
                 sizes.insert(banned.expect("it is always whole").len());
             }
             sizes
