@@ -1084,6 +1084,12 @@ impl Engine {
         self.ledger.bans()
     }
 
+    /// All bans as they are now, to be looked at elsewhere ([`Ledger::shared_bans`]).
+    #[must_use]
+    pub fn shared_bans(&self) -> Vec<Arc<Ban>> {
+        self.ledger.shared_bans()
+    }
+
     /// The ban of exactly this subject.
     #[must_use]
     pub fn ban_of(&self, subject: Subject) -> Option<&Ban> {
