@@ -356,7 +356,10 @@ fn start_nginx(
 ) -> Result<(Option<Nginx>, mpsc::Receiver<Outcome>)> {
     // Without the thread nobody has the sender, so that nobody waits for outcomes.
     let (sender, outcomes) = mpsc::channel(QUEUE);
-    let start = |settings| Nginx::start(settings, in_nginx(engine, mode), sender);
+    let start = |settings| {
+        let in_force = in_nginx(engine, mode);
+        Nginx::start(settings, in_force, allowed(engine), sender)
+    };
     Ok((settings.map(start).transpose()?, outcomes))
 }
 
@@ -562,7 +565,6 @@ impl Agent {
     /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.
     fn dispatch(&mut self, read: Option<Duration>) {
         let mut looked_at = Vec::new();
-        let mut is_allowlist_new = false;
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Ban(ban) => {
@@ -587,7 +589,7 @@ impl Agent {
                     }
                 }
                 Command::Look(subject) => looked_at.push(subject),
-                Command::Allowlist => is_allowlist_new = true,
+                Command::Allowlist => self.spare(),
                 Command::Verify(client, address) => self.crawlers.look_into(client, address),
                 Command::Save(change) => self.store.save(&change),
                 Command::Record(event) => self.record(&event),
@@ -596,11 +598,18 @@ impl Agent {
         if !looked_at.is_empty() {
             self.look(&looked_at);
         }
-        if is_allowlist_new {
-            // Should that fail, the next comparison finds it.
-            let (sender, _) = oneshot::channel();
-            self.worker.allow(allowed(&self.engine), sender);
+    }
+
+    /// Has everybody who enforces spare who is allowed now: before the bans that follow from that, so that these are one
+    /// change of Nginx with it.
+    fn spare(&mut self) {
+        let allowed = allowed(&self.engine);
+        if let Some(nginx) = &self.nginx {
+            nginx.allow(allowed.iter().copied());
         }
+        // Should that fail, the next comparison finds it.
+        let (sender, _) = oneshot::channel();
+        self.worker.allow(allowed, sender);
     }
 
     /// The time of day, after the engine has been told if somebody has set the clock.
@@ -796,7 +805,7 @@ fn now(steps: &mut Steps, engine: &mut Engine) -> Timestamp {
     now
 }
 
-/// Whom the back end is to spare: those who bring others' addresses are only not banned by the detector.
+/// Whom the back end and Nginx are to spare: those who bring others' addresses are only not banned by the detector.
 fn allowed(engine: &Engine) -> Vec<IpNet> {
     let entries = engine.allowlist().iter();
     entries
@@ -805,7 +814,7 @@ fn allowed(engine: &Engine) -> Vec<IpNet> {
         .collect()
 }
 
-/// What Nginx should refuse.
+/// What Nginx should refuse, but for those who are allowed.
 fn in_nginx(engine: &Engine, mode: Mode) -> Vec<Subject> {
     let is_there = |ban: &&Ban| mode == Mode::Enforce && ban.gate.has_nginx() && !ban.observe;
     let bans = engine.bans().filter(is_there);

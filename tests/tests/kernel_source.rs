@@ -362,6 +362,39 @@ fn a_client_behind_a_proxy_is_refused_by_nginx_and_its_proxy_and_neighbours_are_
 }
 
 #[test]
+fn who_is_allowed_inside_a_network_that_nginx_refuses_is_answered_while_it_is_allowed() -> Result<()>
+{
+    let (agent, _nginx, _file, lab) = behind_a_proxy(true)?;
+    let [monitor, other, neighbour] = [7, 8, 9].map(client_v4);
+    let get = |client| lab.get_through(PROXY, client, "/", ANSWER);
+    let is_answered = |client, status: u16| {
+        let what = format!("{client} to be answered {status}");
+        eventually(&what, SOON, || Ok((get(client)? == status).then_some(())))
+    };
+    let done = |words: &[&str]| agent.verb(words)?.success();
+    done(&["allow", "add", "198.19.0.7"])?;
+    let said = done(&["ban", "198.19.0.0/24"])?;
+    ensure!(said.contains("198.19.0.7"), "{said}");
+    is_answered(neighbour, 403)?;
+    assert_eq!(get(monitor)?, 200, "never refused");
+    // Workers of before a reload answer, too, until they have ended.
+    is_answered(other, 403)?;
+    // It holds for who comes without the proxy as well.
+    assert!(lab.get(neighbour, "/", ANSWER).is_err());
+    assert_eq!(lab.get(monitor, "/", ANSWER)?, 200);
+    // At run time, with the ban in force.
+    done(&["allow", "add", "198.19.0.8"])?;
+    is_answered(other, 200)?;
+    assert_eq!((get(monitor)?, get(neighbour)?), (200, 403));
+    done(&["allow", "remove", "198.19.0.8"])?;
+    is_answered(other, 403)?;
+    assert_eq!((get(monitor)?, get(neighbour)?), (200, 403));
+    assert_eq!(agent.bans()?.len(), 1, "the network's ban stands");
+    assert_eq!(agent.figure("/nginx/drift")?, 0);
+    Ok(())
+}
+
+#[test]
 fn of_a_client_behind_a_proxy_people_are_told_where_nginx_is_not_to_be_touched() -> Result<()> {
     let (agent, _nginx, file, lab) = behind_a_proxy(false)?;
     for _ in 0..=agent.config().allowance() {

@@ -1099,6 +1099,12 @@ impl Engine {
         self.ledger.bans()
     }
 
+    /// All bans as they are now, to be looked at elsewhere ([`Ledger::shared_bans`]).
+    #[must_use]
+    pub fn shared_bans(&self) -> Vec<Arc<Ban>> {
+        self.ledger.shared_bans()
+    }
+
     /// The ban of exactly this subject.
     #[must_use]
     pub fn ban_of(&self, subject: Subject) -> Option<&Ban> {
@@ -1272,19 +1278,15 @@ impl Engine {
         self.spare(client, now);
     }
 
-    /// Lifts the bans of what has come onto the allowlist, and strikes the accounts. Returns how many those were.
+    /// Lifts the bans that have come onto the allowlist whole, wherever they hold (of others, who enforces spares a part), and strikes the accounts. Returns how many those were.
     fn spare(&mut self, whole: Subject, now: Timestamp) -> usize {
-        // Nginx refuses all of a network, allowed or not.
-        let is_spared = |ban: &&Ban| {
-            whole.covers(ban.subject) || ban.gate.has_nginx() && whole.overlaps(ban.subject)
-        };
         let is_host = whole.net().prefix_len() == whole.net().max_prefix_len();
         let spared: Vec<Subject> = if is_host {
-            let around = self.ledger.around(whole).filter(is_spared);
-            around.map(|ban| ban.subject).collect()
+            let own = self.ledger.get(whole).into_iter();
+            own.map(|ban| ban.subject).collect()
         } else {
-            let inside = self.ledger.bans().filter(is_spared);
-            inside.map(|ban| ban.subject).collect()
+            let inside = self.ledger.bans().map(|ban| ban.subject);
+            inside.filter(|subject| whole.covers(*subject)).collect()
         };
         for subject in &spared {
             if let Some(ban) = self.ledger.remove(*subject) {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -228,8 +229,11 @@ pub struct Ledger {
     max_offenders: usize,
     /// An offence is forgotten after so long without another; zero: never.
     forgive: Duration,
-    bans: IndexMap<Subject, Ban, Hashing>,
+    /// Shared, so that all of them can be handed out quickly.
+    bans: IndexMap<Subject, Arc<Ban>, Hashing>,
     ends: BTreeSet<(Timestamp, Subject)>,
+    /// Those of them that may give way: the detector's.
+    yielding: BTreeSet<(Timestamp, Subject)>,
     /// How many bans there are of each prefix length that is not a client's own: a client is looked up once for each.
     wide: BTreeMap<(bool, u8), usize>,
     offences: HashMap<Subject, Offences, Hashing>,
@@ -253,6 +257,7 @@ impl Ledger {
             forgive,
             bans: IndexMap::default(),
             ends: BTreeSet::new(),
+            yielding: BTreeSet::new(),
             wide: BTreeMap::new(),
             offences: HashMap::default(),
             stillest: BTreeSet::new(),
@@ -311,7 +316,7 @@ impl Ledger {
     pub fn around(&self, subject: Subject) -> impl Iterator<Item = &Ban> {
         let lengths = (0..=subject.net().prefix_len()).rev();
         let around = lengths.filter_map(move |length| subject.widened(length));
-        around.filter_map(|subject| self.bans.get(&subject))
+        around.filter_map(|subject| self.get(subject))
     }
 
     fn step(&self, count: u32, weight: Weight) -> (u32, Length) {
@@ -343,10 +348,10 @@ impl Ledger {
 
     /// The clock was set by so many milliseconds: all times move with it.
     pub fn shift(&mut self, millis: i64) {
-        let bans: Vec<Ban> = self.bans.values().cloned().collect();
+        let bans = self.shared_bans();
         for ban in bans {
             // It is in the table: there is room for it.
-            let _never_full = self.insert(ban.shifted(millis));
+            let _never_full = self.insert(Arc::unwrap_or_clone(ban).shifted(millis));
         }
         let offences: Vec<(Timestamp, Subject)> =
             std::mem::take(&mut self.stillest).into_iter().collect();
@@ -428,11 +433,14 @@ impl Ledger {
         self.remove(ban.subject);
         if let Term::Until(end) = ban.term {
             self.ends.insert((end, ban.subject));
+            if ban.origin == Origin::Detector {
+                self.yielding.insert((end, ban.subject));
+            }
         }
         if !ban.subject.is_client() {
             *self.wide.entry(kind(ban.subject)).or_insert(0) += 1;
         }
-        self.bans.insert(ban.subject, ban);
+        self.bans.insert(ban.subject, Arc::new(ban));
         Ok(())
     }
 
@@ -457,6 +465,7 @@ impl Ledger {
         let ban = self.bans.swap_remove(&subject)?;
         if let Term::Until(end) = ban.term {
             self.ends.remove(&(end, subject));
+            self.yielding.remove(&(end, subject));
         }
         if !subject.is_client()
             && let Some(count) = self.wide.get_mut(&kind(subject))
@@ -466,7 +475,7 @@ impl Ledger {
                 self.wide.remove(&kind(subject));
             }
         }
-        Some(ban)
+        Some(Arc::unwrap_or_clone(ban))
     }
 
     /// The next ban whose time is over.
@@ -481,7 +490,7 @@ impl Ledger {
     /// Bans that end up to a moment, the first to end first.
     pub fn ending(&self, until: Timestamp) -> impl Iterator<Item = &Ban> {
         let due = self.ends.iter().take_while(move |(end, _)| *end <= until);
-        due.filter_map(|(_, subject)| self.bans.get(subject))
+        due.filter_map(|(_, subject)| self.get(*subject))
     }
 
     /// The length of a step of the schedule, from 1.
@@ -500,12 +509,7 @@ impl Ledger {
     /// one or the new one is an operator's. Operators' bans and permanent ones never give way.
     #[must_use]
     pub fn gives_way(&self, term: Term, origin: Origin) -> Option<Subject> {
-        let by_detector = |subject: &Subject| {
-            self.bans
-                .get(subject)
-                .is_some_and(|ban| ban.origin == Origin::Detector)
-        };
-        let (end, subject) = self.ends.iter().find(|(_, subject)| by_detector(subject))?;
+        let (end, subject) = self.yielding.first()?;
         let outlasted = match term {
             Term::Until(new_end) => *end < new_end,
             Term::Permanent => true,
@@ -516,7 +520,7 @@ impl Ledger {
     /// The ban of exactly this subject.
     #[must_use]
     pub fn get(&self, subject: Subject) -> Option<&Ban> {
-        self.bans.get(&subject)
+        self.bans.get(&subject).map(Arc::as_ref)
     }
 
     /// Is a client that came in by this gate kept out, by a ban of its own or by that of a prefix around it? The narrowest decides,
@@ -534,13 +538,19 @@ impl Ledger {
             .filter_map(|(_, length)| client.widened(*length));
         std::iter::once(client)
             .chain(around)
-            .find_map(|subject| self.bans.get(&subject))
+            .find_map(|subject| self.get(subject))
             .is_some_and(|ban| !ban.observe && (by.is_wire() || ban.gate.has_nginx()))
     }
 
     /// All bans, in no particular but a reproducible order.
     pub fn bans(&self) -> impl ExactSizeIterator<Item = &Ban> {
-        self.bans.values()
+        self.bans.values().map(Arc::as_ref)
+    }
+
+    /// The same as they are now, for whoever looks at them elsewhere: far quicker than copies of their evidence.
+    #[must_use]
+    pub fn shared_bans(&self) -> Vec<Arc<Ban>> {
+        self.bans.values().cloned().collect()
     }
 }
 
@@ -723,6 +733,15 @@ mod tests {
             "a shorter one is not worth it"
         );
         assert_eq!(gives_way(Term::Until(at(1_150)), Origin::Operator), second);
+        // By an operator's word now, it gives way no more.
+        ledger
+            .insert(by("192.0.2.2", Term::Until(at(1_200)), Origin::Operator))
+            .unwrap();
+        assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), None);
+        ledger
+            .insert(by("192.0.2.2", Term::Until(at(1_200)), Origin::Detector))
+            .unwrap();
+        assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), second);
         ledger.remove(subject("192.0.2.2"));
         assert_eq!(ledger.gives_way(Term::Permanent, Origin::Operator), None);
     }

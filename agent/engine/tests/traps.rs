@@ -13,6 +13,7 @@ use bench::{Bench, START, record, settings};
 use portcullis_engine::{
     Ban, Command, Engine, Feed, Gate, Origin, Outcome, Proxied, Refusal, Saved, Settings, Subject,
     Term, Timestamp, Wish,
+    allowlist::Why,
     baseline::Learnt,
     command::{Action, Change},
     ledger::{Length, Offences},
@@ -944,6 +945,26 @@ fn who_is_banned_at_the_wire_and_comes_through_a_proxy_is_kept_out_there_too() {
         Some(&expected),
         "the same offence"
     );
+}
+
+#[test]
+fn who_is_allowed_is_left_out_of_a_network_s_ban_in_nginx_which_stays() {
+    let mut bench = behind_a_proxy(Proxied::Ban);
+    for banned in ["198.51.100.0/24", "198.51.100.7", "198.51.100.8"] {
+        let subject = banned.parse().unwrap();
+        let ban = bench
+            .engine
+            .ban(subject, Length::Permanent, Wish::default(), bench.now);
+        ban.unwrap();
+        assert_eq!(bench.engine.ban_of(subject).unwrap().gate, Gate::Both);
+    }
+    let monitor = vec![(
+        "198.51.100.7/32".parse().unwrap(),
+        Why::Name("monitor.test".to_owned()),
+    )];
+    bench.engine.surround(monitor, bench.now);
+    bench.collect();
+    assert_eq!(bench.bans(), ["198.51.100.0/24", "198.51.100.8"]);
 }
 
 #[test]

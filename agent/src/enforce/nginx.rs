@@ -1,10 +1,13 @@
 //! Bans in a file that Nginx includes, for sources whose packets come from a trusted proxy: the network card cannot tell
 //! them from others. One thread writes the file, has Nginx test and read it, and sees that it stays; nobody waits for it.
 //!
+//! Nginx refuses all of a network, so banned networks are written without the parts that are on the allowlist.
+//!
 //! A reload makes Nginx start new workers, so changes are gathered and reloads kept apart. What Nginx does not take is
 //! undone and tried again.
 
 mod command;
+mod holes;
 mod include;
 
 use std::{
@@ -16,12 +19,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use ipnet::IpNet;
 use portcullis_engine::{Ban, Outcome, Subject};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 use tracing::{error, info, warn};
 
-use self::include::Include;
+use self::{holes::Holes, include::Include};
 use crate::runtime::clock;
 
 /// The file is looked at so often, and what has failed is tried again.
@@ -117,7 +121,8 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Makes these the bans of the file, and starts the thread that does. What becomes of changes goes to `outcomes`.
+    /// Makes these the bans of the file, without those who are allowed, and starts the thread that does. What becomes of
+    /// changes goes to `outcomes`.
     ///
     /// Runs no command: the thread has Nginx read the file if it was another one.
     ///
@@ -126,6 +131,7 @@ impl Nginx {
     pub fn start(
         settings: Settings,
         in_force: impl IntoIterator<Item = Subject>,
+        allowed: impl IntoIterator<Item = IpNet>,
         outcomes: Sender<Outcome>,
     ) -> Result<Self> {
         for command in [&settings.test, &settings.reload] {
@@ -142,6 +148,7 @@ impl Nginx {
             settings,
             include,
             wanted: in_force.into_iter().collect(),
+            holes: allowed.into_iter().collect(),
             said,
             is_unread,
             owed: Owed::default(),
@@ -168,6 +175,13 @@ impl Nginx {
     /// Has a ban taken out, for this reason.
     pub fn unban(&self, ban: Ban, cause: String) {
         self.change(Change::Unban(ban, cause));
+    }
+
+    /// Has these left out of every ban, and nobody else. Nginx knows soon; nobody is told when.
+    pub fn allow(&self, allowed: impl IntoIterator<Item = IpNet>) {
+        let holes = allowed.into_iter().collect();
+        self.shared.desk().holes = Some(holes);
+        self.shared.woken.notify_all();
     }
 
     fn change(&self, change: Change) {
@@ -237,7 +251,8 @@ pub fn is_there(settings: &Settings) -> Result<bool> {
     Ok(there.is_some())
 }
 
-/// Whom the file that an earlier run has left bans. Changes nothing.
+/// Whom the file that an earlier run has left bans: of a network with allowed parts, the networks that were left of it. They
+/// keep out whom that one did, so they can stand for it; each is lifted by itself. Changes nothing.
 ///
 /// # Errors
 /// When it cannot be read, or is somebody else's.
@@ -245,7 +260,7 @@ pub fn left(settings: &Settings) -> Result<BTreeSet<Subject>> {
     let include = Include::new(&settings.include, settings.form)?;
     let content = include.read()?.unwrap_or_default();
     include.claim(&content)?;
-    Ok(include.banned(&content).unwrap_or_default())
+    Ok(include::banned(&content).unwrap_or_default())
 }
 
 /// Takes every ban out of the file, and has Nginx read it. Says whether there was anything. Not while an agent writes it.
@@ -293,11 +308,19 @@ impl Shared {
 struct Desk {
     /// Not taken by the thread yet.
     changes: Owed,
+    /// The newest allowlist; likewise.
+    holes: Option<Holes>,
     /// But for what is pending here.
     status: Status,
     is_closed: bool,
     /// The thread has ended.
     is_left: bool,
+}
+
+impl Desk {
+    fn is_clear(&self) -> bool {
+        self.changes.0.is_empty() && self.holes.is_none()
+    }
 }
 
 /// A change whose outcome is told.
@@ -361,6 +384,8 @@ struct Hands {
     include: Include,
     /// Whom the ledger has banned, as far as is known here.
     wanted: BTreeSet<Subject>,
+    /// Who is not to be refused for that.
+    holes: Holes,
     /// What the file said when it was last left.
     said: Vec<u8>,
     /// Nginx may have read something else than what the file said then.
@@ -377,7 +402,7 @@ impl Hands {
         self.begin();
         loop {
             let is_last = self.wait();
-            if !(is_last && self.shared.desk().changes.0.is_empty()) {
+            if !(is_last && self.shared.desk().is_clear()) {
                 self.round();
             }
             if is_last {
@@ -388,17 +413,18 @@ impl Hands {
 
     /// The file as an earlier run has left it becomes what the ledger says.
     fn begin(&mut self) {
-        match self.include.banned(&self.said) {
-            Some(banned) if banned != self.wanted => info!(
-                "{} holds {} bans, the ledger {}",
+        let lines = self.holes.cut(&self.wanted);
+        match include::banned(&self.said) {
+            Some(banned) if banned != lines => info!(
+                "{} names {} networks, and is to name {}",
                 self.settings.include.display(),
                 banned.len(),
-                self.wanted.len()
+                lines.len()
             ),
             None if include::has_lines(&self.said) => self.note_drift(),
             _ => {}
         }
-        if self.said != self.include.text(&self.wanted) || self.is_unread {
+        if self.said != self.include.text(&lines) || self.is_unread {
             self.round();
             return;
         }
@@ -415,7 +441,7 @@ impl Hands {
         let check = clock::boot() + EVERY;
         let mut desk = self.shared.desk();
         while !desk.is_closed {
-            let due = if desk.changes.0.is_empty() {
+            let due = if desk.is_clear() {
                 check.max(self.not_before)
             } else {
                 self.not_before
@@ -441,6 +467,9 @@ impl Hands {
 
     fn take(&mut self) {
         let mut desk = self.shared.desk();
+        if let Some(holes) = desk.holes.take() {
+            self.holes = holes;
+        }
         let changes = std::mem::take(&mut desk.changes);
         for debt in changes.0.into_values().flatten() {
             let subject = debt.change.ban().subject;
@@ -456,7 +485,7 @@ impl Hands {
 
     /// Makes the file say what is wanted, and Nginx read it, if that is not so already.
     fn converge(&mut self) -> Result<()> {
-        let content = self.include.text(&self.wanted);
+        let content = self.include.text(&self.holes.cut(&self.wanted));
         if self.include.read()?.as_ref() != Some(&self.said) {
             self.note_drift();
         }

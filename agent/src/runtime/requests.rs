@@ -1,5 +1,5 @@
 //! What operators ask for through the control socket, and what they are answered.
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -74,7 +74,7 @@ impl Agent {
                 });
             }
             Request::Bans => {
-                let bans = self.engine.bans().cloned().collect();
+                let bans = self.engine.shared_bans();
                 let (sender, entries) = oneshot::channel();
                 self.worker.ask(Job::Entries(sender));
                 answer(entries, reply, move |entries| rows(bans, &entries, now));
@@ -264,7 +264,7 @@ fn with_counters(mut status: Status, counters: enforce::Counters) -> Status {
     status
 }
 
-fn rows(bans: Vec<Ban>, entries: &[enforce::Entry], now: Timestamp) -> Vec<BanRow> {
+fn rows(bans: Vec<Arc<Ban>>, entries: &[enforce::Entry], now: Timestamp) -> Vec<BanRow> {
     let entries: std::collections::HashMap<Subject, &enforce::Entry> =
         entries.iter().map(|entry| (entry.subject, entry)).collect();
     let mut rows: Vec<BanRow> = bans
@@ -280,7 +280,7 @@ fn rows(bans: Vec<Ban>, entries: &[enforce::Entry], now: Timestamp) -> Vec<BanRo
                     Lifetime::For(left) => Some(left.as_secs()),
                     Lifetime::Permanent => None,
                 },
-                ban,
+                ban: Arc::unwrap_or_clone(ban),
             }
         })
         .collect();

@@ -111,7 +111,7 @@ impl Bench {
         let include = Include::new(&self.settings.include, self.settings.form).unwrap();
         let is_right = include.read().unwrap() == Some(include.text(&in_force));
         let tested = self.count("test is over");
-        let nginx = Nginx::start(self.settings.clone(), in_force, self.sender.clone()).unwrap();
+        let nginx = Nginx::start(self.settings.clone(), in_force, [], self.sender.clone()).unwrap();
         eventually("the start is over", || {
             let status = nginx.status();
             let is_tested = self.count("test is over") > tested;
@@ -216,6 +216,97 @@ fn a_ban_that_stands_is_renewed_without_a_reload() {
     nginx.ban(ban("203.0.113.7"));
     bench.is_done(true, "203.0.113.7");
     assert_eq!(nginx.status().reloads, 1);
+}
+
+#[test]
+fn who_is_allowed_is_left_out_of_a_ban_from_the_start_and_whenever_that_changes() {
+    let mut bench = Bench::new();
+    let net = |text: &str| subject(text).net();
+    let in_force = [subject("192.0.2.0/30")];
+    let start = |bench: &Bench, allowed: &[&str]| {
+        let allowed = allowed.iter().map(|text| net(text));
+        let sender = bench.sender.clone();
+        Nginx::start(bench.settings.clone(), in_force, allowed, sender).unwrap()
+    };
+    let nginx = start(&bench, &["192.0.2.1"]);
+    eventually("it is read", || nginx.status().reloads == 1);
+    let split = ["deny 192.0.2.0;", "deny 192.0.2.2/31;"];
+    assert_eq!(bench.lines_of("loaded"), split);
+    eventually("it is one ban", || nginx.status().entries == 1);
+    // What is no part of a ban changes nothing.
+    nginx.allow(["192.0.2.1", "198.51.100.7"].map(net));
+    nginx.allow([]);
+    eventually("the hole is closed", || nginx.status().reloads == 2);
+    assert_eq!(bench.lines_of("loaded"), ["deny 192.0.2.0/30;"]);
+    nginx.allow([net("192.0.2.0/24")]);
+    eventually("nothing is left of it", || nginx.status().reloads == 3);
+    assert_eq!(bench.lines(), 0);
+    nginx.ban(ban("203.0.113.0/31"));
+    bench.is_done(true, "203.0.113.0/31");
+    nginx.allow([net("192.0.2.1"), net("203.0.113.1")]);
+    eventually("both have a hole", || nginx.status().reloads == 5);
+    assert_eq!(
+        bench.lines_of("loaded"),
+        ["deny 192.0.2.0;", "deny 192.0.2.2/31;", "deny 203.0.113.0;"]
+    );
+    nginx.unban(ban("203.0.113.0/31"), String::new());
+    bench.is_done(false, "203.0.113.0/31");
+    assert_eq!(bench.lines_of("loaded"), split);
+    drop(nginx);
+    // What is left of a run is told network by network, and is right for the next one.
+    let left: Vec<String> = left(&bench.settings)
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(left, ["192.0.2.0", "192.0.2.2/31"]);
+    let tested = bench.count("test is over");
+    let nginx = start(&bench, &["192.0.2.1"]);
+    eventually("it is tested", || bench.count("test is over") > tested);
+    let status = nginx.status();
+    assert_eq!((status.reloads, status.drift), (0, 0));
+}
+
+#[test]
+fn a_hole_that_nginx_was_not_told_of_is_told_of_at_the_end_or_tried_again() {
+    let mut bench = Bench::new();
+    let mut nginx = bench.start(&["192.0.2.0/31"]);
+    bench.set("test-fails");
+    nginx.allow([subject("192.0.2.1").net()]);
+    eventually("it is said", || nginx.status().error.is_some());
+    assert_eq!(bench.lines_of("loaded"), ["deny 192.0.2.0/31;"]);
+    bench.unset("test-fails");
+    eventually("it is read", || {
+        let status = nginx.status();
+        status.reloads == 2 && status.error.is_none()
+    });
+    drop(nginx);
+    bench.settings.min_interval = Duration::from_secs(3600);
+    nginx = bench.start(&["192.0.2.0/31"]);
+    nginx.allow([subject("192.0.2.1").net()]);
+    nginx.close();
+    drop(nginx);
+    assert_eq!(bench.lines_of("loaded"), ["deny 192.0.2.0;"]);
+}
+
+#[test]
+fn a_start_with_another_form_writes_it_at_once_and_accuses_nobody() {
+    let mut bench = Bench::new();
+    drop(bench.start(&["203.0.113.7"]));
+    for (form, line) in [
+        (Form::Geo, "203.0.113.7 1;"),
+        (Form::Deny, "deny 203.0.113.7;"),
+    ] {
+        bench.settings.form = form;
+        assert_eq!(
+            left(&bench.settings).unwrap(),
+            [subject("203.0.113.7")].into()
+        );
+        let nginx = bench.start(&["203.0.113.7"]);
+        let status = nginx.status();
+        assert_eq!((status.reloads, status.drift), (1, 0));
+        assert_eq!(bench.lines_of("loaded"), [line]);
+    }
 }
 
 #[test]
@@ -373,7 +464,7 @@ fn a_command_that_hangs_is_killed_and_its_change_undone() {
 fn a_command_that_is_not_there_is_no_reason_not_to_start() {
     let mut bench = Bench::new();
     bench.settings.test = vec!["/nowhere/nginx".to_owned(), "-t".to_owned()];
-    let nginx = Nginx::start(bench.settings.clone(), [], bench.sender.clone()).unwrap();
+    let nginx = Nginx::start(bench.settings.clone(), [], [], bench.sender.clone()).unwrap();
     nginx.ban(ban("203.0.113.7"));
     bench.has_failed(
         true,
@@ -382,7 +473,7 @@ fn a_command_that_is_not_there_is_no_reason_not_to_start() {
     );
     assert_eq!((bench.lines(), bench.count("reload")), (0, 0));
     bench.settings.reload.clear();
-    assert!(Nginx::start(bench.settings.clone(), [], bench.sender.clone()).is_err());
+    assert!(Nginx::start(bench.settings.clone(), [], [], bench.sender.clone()).is_err());
 }
 
 #[test]
@@ -488,7 +579,7 @@ fn edits_of_the_file_are_overwritten_and_counted() {
 fn the_file_of_somebody_else_and_a_folder_that_is_not_there_are_refused() {
     let mut bench = Bench::new();
     let start = |bench: &Bench| {
-        let started = Nginx::start(bench.settings.clone(), [], bench.sender.clone());
+        let started = Nginx::start(bench.settings.clone(), [], [], bench.sender.clone());
         format!("{:#}", started.unwrap_err())
     };
     fs::write(&bench.settings.include, "user www-data;\n").unwrap();
@@ -518,7 +609,7 @@ fn whoever_reads_the_file_never_sees_a_part_of_it() {
             let mut sizes = BTreeSet::new();
             while !is_over.load(Ordering::Relaxed) {
                 let content = include.read().unwrap().expect("it is always there");
-                let banned = include.banned(&content);
+                let banned = include::banned(&content);
                 sizes.insert(banned.expect("it is always whole").len());
             }
             sizes
@@ -601,6 +692,7 @@ fn the_end_does_not_wait_for_anybody_who_listens() {
 enum Step {
     Ban(u8, bool),
     Unban(u8),
+    Allow(BTreeSet<u8>),
     Round { passes: bool },
 }
 
@@ -608,6 +700,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0u8..4, prop::bool::weighted(0.2)).prop_map(|(n, observe)| Step::Ban(n, observe)),
         (0u8..4).prop_map(Step::Unban),
+        prop::collection::btree_set(0u8..4, 0..4).prop_map(Step::Allow),
         any::<bool>().prop_map(|passes| Step::Round { passes }),
     ]
 }
@@ -629,6 +722,7 @@ proptest! {
             settings,
             include,
             wanted: BTreeSet::new(),
+            holes: Holes::default(),
             said,
             is_unread,
             owed: Owed::default(),
@@ -636,7 +730,7 @@ proptest! {
             outcomes,
             shared: Arc::default(),
         };
-        let mut model = BTreeSet::new();
+        let (mut model, mut allowed) = (BTreeSet::new(), BTreeSet::new());
         let mut newest = BTreeMap::new();
         let mut changes = 0;
         let numbered = |n: u8, number: u64| Ban {
@@ -646,6 +740,12 @@ proptest! {
         for step in steps.into_iter().chain([Step::Round { passes: true }]) {
             let change = match step {
                 Step::Ban(n, observe) => Change::Ban(Ban { observe, ..numbered(n, changes) }),
+                Step::Allow(numbers) => {
+                    allowed = numbers.into_iter().map(|n| numbered(n, 0).subject).collect();
+                    let holes = allowed.iter().map(|subject| subject.net()).collect();
+                    hands.shared.desk().holes = Some(holes);
+                    continue;
+                }
                 Step::Unban(n) => Change::Unban(numbered(n, changes), String::new()),
                 Step::Round { passes } => {
                     let command = if passes { "true" } else { "false" };
@@ -666,7 +766,8 @@ proptest! {
             let overtaken = desk.changes.add(change);
             desk.status.overtaken += overtaken;
         }
-        prop_assert_eq!(hands.include.read().unwrap().unwrap(), hands.include.text(&model));
+        let lines = model.difference(&allowed).copied().collect();
+        prop_assert_eq!(hands.include.read().unwrap().unwrap(), hands.include.text(&lines));
         let mut answers: BTreeMap<u64, Vec<bool>> = BTreeMap::new();
         while let Ok(outcome) = told.try_recv() {
             let (Outcome::Banned(ban, result) | Outcome::Unbanned(ban, _, result)) = outcome;
@@ -795,7 +896,7 @@ fn in_effect_in_the_real_one(form: Form) {
     let server = Server::start(&mut bench, form);
     let others = ["198.51.100.0/24", "2001:db8:1:2::/64", "2001:db8::1"];
     let in_force = others.iter().map(|text| subject(text));
-    let nginx = Nginx::start(bench.settings.clone(), in_force, bench.sender.clone()).unwrap();
+    let nginx = Nginx::start(bench.settings.clone(), in_force, [], bench.sender.clone()).unwrap();
     eventually("it is read", || nginx.status().reloads == 1);
     assert_eq!(server.get(), Some(200));
     for around in ["127.0.0.1", "127.0.0.0/8"] {
