@@ -173,7 +173,8 @@ fn session_sockets() -> BTreeSet<u64> {
         let title = || Some(process.cmdline().ok()?.join(" "));
         stat.comm.starts_with("sshd")
             && title().is_some_and(|title| is_logged_in(&title))
-            && (is_root(process) || Process::new(stat.ppid).is_ok_and(|parent| is_sshd_of_root(&parent)))
+            && (is_root(process)
+                || Process::new(stat.ppid).is_ok_and(|parent| is_sshd_of_root(&parent)))
     };
     let sessions = processes.flatten().filter(is_session);
     let files = sessions.filter_map(|process| process.fd().ok()).flatten();

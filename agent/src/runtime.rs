@@ -20,7 +20,6 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use portcullis_engine::{
     Ban, Command, Engine, Event, Feed, Origin, Outcome, Saved, Snapshot, Subject, Timestamp,
-    allowlist::Why,
     command::{Action, Change},
     ledger::Offences,
 };
@@ -805,13 +804,10 @@ fn now(steps: &mut Steps, engine: &mut Engine) -> Timestamp {
     now
 }
 
-/// Whom the back end and Nginx are to spare: those who bring others' addresses are only not banned by the detector.
+/// Whom the back end and Nginx are to spare.
 fn allowed(engine: &Engine) -> Vec<IpNet> {
-    let entries = engine.allowlist().iter();
-    entries
-        .filter(|(_, reasons)| reasons.iter().any(|why| *why != Why::SeenProxy))
-        .map(|(net, _)| net)
-        .collect()
+    let spared = engine.allowlist().enforced().into_iter();
+    spared.map(Subject::net).collect()
 }
 
 /// What Nginx should refuse, but for those who are allowed.

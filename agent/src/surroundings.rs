@@ -1,10 +1,10 @@
 //! Who is never banned by what is around this host: its addresses, gateways, name servers, who is logged in, and what
-//! configured names stand for. All of that changes while the agent runs, so it is looked at again and again, by a thread of
-//! its own: the answer of a name server can take long.
+//! configured names stand for. All of that changes while the agent runs, so it is looked at again and again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, ToSocketAddrs as _},
+    io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use dns_lookup::{LookupErrorKind, getaddrinfo};
 use ipnet::IpNet;
 use portcullis_engine::allowlist::Why;
 use tokio::sync::mpsc;
@@ -40,12 +41,23 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Addresses of one name; further ones are left out.
 const MAX_ADDRESSES: usize = 64;
 
-/// The thread that looks. It ends when this is dropped, or soon after.
+/// What the threads share.
+#[derive(Debug, Default)]
+struct Shared {
+    settings: Mutex<Settings>,
+    /// What names stand for. While a name server does not answer, what it has said before holds.
+    known: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+    /// Names that have no address.
+    unknown: Mutex<BTreeSet<String>>,
+}
+
+/// The threads that look: one at this host, and one at names, since a name server may take long to answer. They end when this is
+/// dropped, or soon after.
 #[derive(Debug)]
 pub struct Surroundings {
-    settings: Arc<Mutex<Settings>>,
-    wake: SyncSender<()>,
-    unknown: Arc<Mutex<BTreeSet<String>>>,
+    shared: Arc<Shared>,
+    wake_host: SyncSender<()>,
+    wake_names: SyncSender<()>,
 }
 
 impl Surroundings {
@@ -53,76 +65,86 @@ impl Surroundings {
     /// few seconds is waited for no longer: it is on the list as soon as it has one.
     ///
     /// # Errors
-    /// When there can be no thread.
+    /// When there can be no threads.
     pub fn start(settings: Settings) -> Result<(Self, Entries, mpsc::Receiver<Entries>)> {
-        let (sender, receiver) = mpsc::channel(1);
-        let (first_sender, first) = sync_channel(1);
-        let (wake, woken) = sync_channel(1);
-        let unknown = Arc::default();
-        // What this host is like takes no waiting.
-        let mut at_first = of_host(&settings);
         let has_names = !settings.names.is_empty();
-        let settings = Arc::new(Mutex::new(settings));
-        thread::Builder::new()
-            .name("surroundings".to_owned())
-            .spawn({
-                let (settings, names) = (Arc::clone(&settings), Names::new(&unknown));
-                move || watch(&settings, names, &woken, &first_sender, &sender)
-            })
-            .context("cannot start the thread that looks at what is around this host")?;
-        if has_names {
-            if let Ok(entries) = first.recv_timeout(PATIENCE) {
-                at_first = entries;
-            } else {
-                warn!(
-                    "no answer for the names in bans.allow yet: they are not on the allowlist until there is one"
-                );
+        let shared = Arc::new(Shared {
+            settings: Mutex::new(settings),
+            ..Shared::default()
+        });
+        let (wake_host, host_woken) = sync_channel(1);
+        let (wake_names, names_woken) = sync_channel(1);
+        let (first_sender, first) = sync_channel(1);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
+            thread.context("cannot start a thread that looks at what is around this host")
+        };
+        let names = Arc::clone(&shared);
+        let wake = wake_host.clone();
+        let look_up = move || {
+            loop {
+                if names.look_up() {
+                    let _ = wake.try_send(());
+                }
+                let _ = first_sender.try_send(());
+                if names_woken.recv_timeout(AGAIN) == Err(RecvTimeoutError::Disconnected) {
+                    return;
+                }
             }
+        };
+        drop(spawn("names", Box::new(look_up))?);
+        if has_names && first.recv_timeout(PATIENCE).is_err() {
+            warn!(
+                "no answer for the names in bans.allow yet: they are not on the allowlist until there is one"
+            );
         }
+        let at_first = shared.look();
+        let (sender, receiver) = mpsc::channel(1);
+        let (host, newest) = (Arc::clone(&shared), at_first.clone());
+        let look = move || watch(&host, newest, &host_woken, &sender);
+        drop(spawn("surroundings", Box::new(look))?);
         let surroundings = Self {
-            settings,
-            wake,
-            unknown,
+            shared,
+            wake_host,
+            wake_names,
         };
         Ok((surroundings, at_first, receiver))
     }
 
     /// Looks at these things from now on, soon.
     pub fn set(&self, settings: Settings) {
-        *locked(&self.settings) = settings;
-        // Woken already, the thread has yet to read them.
-        let _ = self.wake.try_send(());
+        *locked(&self.shared.settings) = settings;
+        // One that is woken already has yet to read them.
+        let _ = self.wake_names.try_send(());
+        let _ = self.wake_host.try_send(());
     }
 
-    /// Names that have never had an address since they were configured.
+    /// Names that have no address.
     #[must_use]
     pub fn names_without_address(&self) -> Vec<String> {
-        locked(&self.unknown).iter().cloned().collect()
+        locked(&self.shared.unknown).iter().cloned().collect()
     }
 }
 
-fn watch(
-    settings: &Mutex<Settings>,
-    mut names: Names,
-    woken: &Receiver<()>,
-    first: &SyncSender<Entries>,
-    told: &mpsc::Sender<Entries>,
-) {
-    let at_first = locked(settings).clone();
-    let mut newest = look(&at_first, &mut names);
-    // Whoever has waited too long hears it as a change.
-    let mut is_told = !at_first.names.is_empty() && first.try_send(newest.clone()).is_ok();
+fn watch(shared: &Shared, mut newest: Entries, woken: &Receiver<()>, told: &mpsc::Sender<Entries>) {
     loop {
-        if !is_told && told.blocking_send(newest.clone()).is_err() {
+        // Those who wake are two: it is the loop that must have gone.
+        if woken.recv_timeout(AGAIN) == Err(RecvTimeoutError::Disconnected) || told.is_closed() {
             return;
         }
-        if woken.recv_timeout(AGAIN) == Err(RecvTimeoutError::Disconnected) {
-            return;
+        let entries = shared.look();
+        if entries != newest {
+            for (net, why) in entries.iter().filter(|entry| !newest.contains(entry)) {
+                info!("{net} is never banned: {why}");
+            }
+            for (net, why) in newest.iter().filter(|entry| !entries.contains(entry)) {
+                info!("{net} may be banned, as it is no more {why}");
+            }
+            if told.blocking_send(entries.clone()).is_err() {
+                return;
+            }
+            newest = entries;
         }
-        let wanted = locked(settings).clone();
-        let entries = look(&wanted, &mut names);
-        is_told = entries == newest;
-        newest = entries;
     }
 }
 
@@ -130,60 +152,46 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everybody who is to be spared now.
-fn look(settings: &Settings, names: &mut Names) -> Entries {
-    let mut entries = of_host(settings);
-    names.look_up(&settings.names);
-    for (name, addresses) in &names.known {
-        let nets = addresses.iter().copied().map(IpNet::from);
-        entries.extend(nets.map(|net| (net, Why::Name(name.clone()))));
-    }
-    entries.sort_by_key(|(net, _)| *net);
-    entries
-}
-
-fn of_host(settings: &Settings) -> Entries {
-    let host = settings.host.then(host::protected).unwrap_or_default();
-    let entries = host.into_iter();
-    entries
-        .map(|(net, what)| (net, Why::Host(what.to_owned())))
-        .collect()
-}
-
-/// What names stand for.
-struct Names {
-    /// While a name server does not answer, what it has said before holds.
-    known: BTreeMap<String, Vec<IpAddr>>,
-    /// Names that have had no answer yet.
-    unknown: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl Names {
-    fn new(unknown: &Arc<Mutex<BTreeSet<String>>>) -> Self {
-        Self {
-            known: BTreeMap::new(),
-            unknown: Arc::clone(unknown),
+impl Shared {
+    /// Everybody who is to be spared now.
+    fn look(&self) -> Entries {
+        let Settings { host, names } = locked(&self.settings).clone();
+        let host = host.then(host::protected).unwrap_or_default();
+        let mut entries: Entries = host
+            .into_iter()
+            .map(|(net, what)| (net, Why::Host(what.to_owned())))
+            .collect();
+        let known = locked(&self.known);
+        for name in &names {
+            let nets = known.get(name).into_iter().flatten();
+            let nets = nets.copied().map(IpNet::from);
+            entries.extend(nets.map(|net| (net, Why::Name(name.clone()))));
         }
+        entries.sort_by_key(|(net, _)| *net);
+        entries
     }
 
-    fn look_up(&mut self, names: &[String]) {
-        self.known.retain(|name, _| names.contains(name));
-        self.unknown().retain(|name| names.contains(name));
-        for name in names {
+    /// Asks what names stand for; says whether that has changed.
+    fn look_up(&self) -> bool {
+        let names = locked(&self.settings).names.clone();
+        let before = locked(&self.known).clone();
+        locked(&self.known).retain(|name, _| names.contains(name));
+        locked(&self.unknown).retain(|name| names.contains(name));
+        for name in &names {
             match addresses(name) {
-                Ok(addresses) => {
-                    if self.known.get(name) != Some(&addresses) {
-                        info!("{name} is never banned (bans.allow): {addresses:?}");
-                    }
-                    self.unknown().remove(name);
-                    self.known.insert(name.clone(), addresses);
+                Answer::Addresses(addresses) => {
+                    locked(&self.unknown).remove(name);
+                    locked(&self.known).insert(name.clone(), addresses);
                 }
-                Err(problem) if self.known.contains_key(name) => {
-                    debug!("{name} (bans.allow) has no address now: {problem}; those before hold");
+                Answer::NoneNow(problem) if before.contains_key(name) => {
+                    debug!(
+                        "{name} (bans.allow) has no answer now: {problem}; the one before holds"
+                    );
                 }
                 // Said once, and in the status.
-                Err(problem) => {
-                    if self.unknown().insert(name.clone()) {
+                Answer::NoneNow(problem) | Answer::Never(problem) => {
+                    locked(&self.known).remove(name);
+                    if locked(&self.unknown).insert(name.clone()) {
                         warn!(
                             "{name} (bans.allow) has no address: {problem}; correct the name, or see to its name server"
                         );
@@ -191,38 +199,57 @@ impl Names {
                 }
             }
         }
-    }
-
-    fn unknown(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        locked(&self.unknown)
+        *locked(&self.known) != before
     }
 }
 
-fn addresses(name: &str) -> Result<Vec<IpAddr>, String> {
-    let found = (name, 0)
-        .to_socket_addrs()
-        .map_err(|error| error.to_string())?;
-    let mut addresses: Vec<IpAddr> = found.map(|found| found.ip().to_canonical()).collect();
+/// What a name server says.
+enum Answer {
+    Addresses(Vec<IpAddr>),
+    /// It does not answer.
+    NoneNow(String),
+    /// There are none.
+    Never(String),
+}
+
+fn addresses(name: &str) -> Answer {
+    let found = match getaddrinfo(Some(name), None, None) {
+        Ok(found) => found,
+        Err(error) => {
+            let kind = error.kind();
+            let error = io::Error::from(error).to_string();
+            return match kind {
+                LookupErrorKind::NoName | LookupErrorKind::NoData => Answer::Never(error),
+                _ => Answer::NoneNow(error),
+            };
+        }
+    };
+    let found = found
+        .flatten()
+        .map(|found| found.sockaddr.ip().to_canonical());
+    // This would be everybody's.
+    let mut addresses: Vec<IpAddr> = found.filter(|address| !address.is_unspecified()).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    // This would be everybody's.
-    addresses.retain(|address| !address.is_unspecified());
     addresses.truncate(MAX_ADDRESSES);
     if addresses.is_empty() {
-        return Err("the answer is empty".to_owned());
+        return Answer::Never("the answer is empty".to_owned());
     }
-    Ok(addresses)
+    Answer::Addresses(addresses)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// No name server is asked for this.
+    const NO_NAME: &str = "no..name";
+
     #[test]
     fn names_and_the_host_are_on_the_list_and_change_with_the_settings() {
         let settings = Settings {
             host: false,
-            names: vec!["localhost".to_owned(), "no.such.name.invalid".to_owned()],
+            names: vec!["localhost".to_owned(), NO_NAME.to_owned()],
         };
         let (surroundings, first, mut changes) = Surroundings::start(settings).unwrap();
         let is_localhost = |(net, why): &(IpNet, Why)| {
@@ -232,38 +259,35 @@ mod tests {
             !first.is_empty() && first.iter().all(is_localhost),
             "{first:?}"
         );
+        assert_eq!(surroundings.names_without_address(), [NO_NAME]);
         let wanted = Settings {
             host: true,
             names: Vec::new(),
         };
-        assert_eq!(
-            surroundings.names_without_address(),
-            ["no.such.name.invalid"]
-        );
         surroundings.set(wanted);
         let changed = changes.blocking_recv().unwrap();
         assert!(!changed.iter().any(is_localhost), "{changed:?}");
         let own = Why::Host("an address of this host".to_owned());
         assert!(changed.iter().any(|(_, why)| *why == own), "{changed:?}");
-        assert!(surroundings.names_without_address().is_empty());
         drop(surroundings);
-        assert!(changes.blocking_recv().is_none(), "the thread has ended");
+        assert!(changes.blocking_recv().is_none(), "the threads have ended");
     }
 
     #[test]
-    fn what_a_name_stood_for_holds_while_it_has_no_answer() {
-        let settings = Settings {
-            host: false,
-            names: vec!["no.such.name.invalid".to_owned()],
-        };
+    fn a_name_that_is_gone_spares_nobody() {
+        let name = NO_NAME.to_owned();
+        let shared = Shared::default();
+        locked(&shared.settings).names = vec![name.clone()];
         let address: IpAddr = "192.0.2.1".parse().unwrap();
-        let mut names = Names::new(&Arc::default());
-        names.known.insert(settings.names[0].clone(), vec![address]);
-        let entries = look(&settings, &mut names);
-        let why = Why::Name("no.such.name.invalid".to_owned());
-        assert_eq!(entries, [(IpNet::from(address), why)]);
-        assert!(names.unknown().is_empty(), "it is known what it stood for");
-        look(&Settings::default(), &mut names);
-        assert!(names.known.is_empty());
+        locked(&shared.known).insert(name.clone(), vec![address]);
+        assert_eq!(
+            shared.look(),
+            [(IpNet::from(address), Why::Name(name.clone()))]
+        );
+        assert!(shared.look_up() && shared.look().is_empty());
+        assert!(locked(&shared.unknown).contains(&name));
+        *locked(&shared.settings) = Settings::default();
+        shared.look_up();
+        assert!(locked(&shared.known).is_empty() && locked(&shared.unknown).is_empty());
     }
 }

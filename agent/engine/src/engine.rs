@@ -148,13 +148,16 @@ pub struct Saved {
 pub enum Refusal {
     /// The allowlist always wins.
     #[error(
-        "{subject} is on the allowlist ({entry}); take it off there first if it really is to be banned"
+        "{subject} is on the allowlist ({entry}: {why}); {}",
+        way_off(why, entry)
     )]
     Allowed {
         /// Who was to be banned.
         subject: Subject,
         /// The entry of the allowlist.
         entry: IpNet,
+        /// Why it is on it.
+        why: Why,
     },
     /// Too large a part of the internet.
     #[error("{0} is too wide: the widest bans are /8 (IPv4) and /16 (IPv6)")]
@@ -314,6 +317,8 @@ pub struct Engine {
     looks: u32,
     /// Until when the refusal of a ban (the client is allowlisted, the table is full) need not be told again.
     refused: BTreeMap<Subject, Timestamp>,
+    /// The second in which it was last looked whose time that was.
+    swept: u64,
     cusum: Cusum,
     /// The next second that the site's sum takes in.
     sum_from: Option<u64>,
@@ -386,6 +391,7 @@ impl Engine {
             blast: Blast::default(),
             looks: MAX_LOOKS,
             refused: BTreeMap::new(),
+            swept: 0,
             cusum: Cusum::default(),
             sum_from: None,
             alarm: None,
@@ -726,11 +732,13 @@ impl Engine {
     /// The clock was set by so many milliseconds, and it is `now` since. Bans last as long as was decided all the same.
     pub fn clock_set(&mut self, millis: i64, now: Timestamp) {
         self.ledger.shift(millis);
-        self.blast.clear();
-        let bans = self.ledger.bans().cloned().map(Change::Ban);
-        let accounts = self.ledger.accounts();
-        let accounts = accounts.map(|(subject, offences)| Change::Offences(subject, offences));
-        let saves: Vec<Change> = bans.chain(accounts).collect();
+        self.blast.shift(millis);
+        self.allow.shift(millis);
+        for until in self.refused.values_mut() {
+            *until = until.shifted(millis);
+        }
+        // Accounts on disk are a little older or younger then: it matters only for when an offence is forgotten.
+        let saves: Vec<Change> = self.ledger.bans().cloned().map(Change::Ban).collect();
         for change in saves {
             self.command(Command::Save(change));
         }
@@ -753,7 +761,6 @@ impl Engine {
             self.clients.clear();
             self.watch.set_back(now.secs());
             self.prefixes = Prefixes::default();
-            self.blast.clear();
             self.refused.clear();
             self.learn_from = None;
             self.known_until = 0;
@@ -767,6 +774,10 @@ impl Engine {
         }
         self.release(now);
         self.ban_held(now);
+        if now.secs() != self.swept {
+            self.swept = now.secs();
+            self.refused.retain(|_, until| *until > now);
+        }
         if self.allow.expire(now) {
             self.command(Command::Allowlist);
         }
@@ -774,8 +785,12 @@ impl Engine {
 
     /// Bans the worst of those that had to wait, as far as there is room for them now.
     fn ban_held(&mut self, now: Timestamp) {
-        for suspect in self.blast.worst(&self.settings.blast, now) {
-            self.flag(suspect, now);
+        let is_attacked = self.watch.is_attacked();
+        while let Some(suspect) = self.blast.worst(&self.settings.blast, is_attacked, now) {
+            // Somebody of a network may have come since it was looked at.
+            if suspect.address.is_some() || !self.has_others(suspect.subject) {
+                self.flag(suspect, now);
+            }
         }
         if let Some(lasted) = self.blast.over(now) {
             let words = format!(
@@ -996,8 +1011,14 @@ impl Engine {
         if confirm.is_some() && self.ledger.get(subject).is_some() {
             return Err(Refusal::Standing(subject));
         }
-        if let Some(entry) = self.allowed(subject) {
-            return Err(Refusal::Allowed { subject, entry });
+        if let Some((entry, reasons)) = self.allow.covering(subject)
+            && let Some(why) = reasons.first().cloned()
+        {
+            return Err(Refusal::Allowed {
+                subject,
+                entry,
+                why,
+            });
         }
         if is_too_wide(subject.net()) {
             return Err(Refusal::TooWide(subject));
@@ -1008,6 +1029,7 @@ impl Engine {
             (Some(soon), Term::Permanent) => Term::Until(soon),
             (None, wanted) => wanted,
         };
+        self.blast.forget(subject);
         self.make_room(subject, wanted, Origin::Operator);
         // Whether it comes through a proxy is not known of somebody who was not seen.
         let gate = match self.settings.proxied {
@@ -1054,6 +1076,7 @@ impl Engine {
             .ledger
             .remove(subject)
             .ok_or(Refusal::NotBanned(subject))?;
+        self.blast.forget(subject);
         self.settle(subject, true, now);
         self.lift(ban, reason);
         Ok(())
@@ -1213,7 +1236,7 @@ impl Engine {
             origin: Some(Origin::Operator),
             ..Event::new(now, Action::Notice, words)
         }));
-        Ok(self.spare(whole, now))
+        Ok(self.spare(&[whole], now))
     }
 
     /// Takes off the allowlist by an operator's word what an operator has put on it.
@@ -1254,19 +1277,27 @@ impl Engine {
         entries: Vec<(IpNet, Why)>,
         now: Timestamp,
     ) {
-        let (come, gone) = self.allow.replace(is_of_kind, entries);
-        if !come.is_empty() || gone > 0 {
-            self.command(Command::Allowlist);
+        let before = self.allow.enforced();
+        self.allow.replace(is_of_kind, entries);
+        let after = self.allow.enforced();
+        if before == after {
+            return;
         }
-        for subject in come {
-            self.spare(subject, now);
+        self.command(Command::Allowlist);
+        let come: Vec<Subject> = after.difference(&before).copied().collect();
+        self.spare(&come, now);
+    }
+
+    /// Crawlers of these names have to prove that they are such again.
+    pub fn forget_crawlers(&mut self, is_meant: impl Fn(&str) -> bool) {
+        if self.allow.forget_named(is_meant) {
+            self.command(Command::Allowlist);
         }
     }
 
     /// A client that was to be looked into is the crawler of this name: it is not banned any more.
     pub fn verified(&mut self, client: Subject, name: &str, now: Timestamp) {
         if self.allow.add_crawler(client, name.to_owned(), now) {
-            self.command(Command::Allowlist);
             let words = format!(
                 "{client} is a crawler that is what it says ({name}): it is not banned for a day"
             );
@@ -1275,23 +1306,49 @@ impl Engine {
                 ..Event::new(now, Action::Notice, words)
             }));
         }
-        self.spare(client, now);
+        self.command(Command::Allowlist);
+        self.spare(&[client], now);
+        // It is no reason to ban its neighbours, who are likely to be the like of it.
+        self.prefixes.forget(client);
+        let around = self.ledger.around(client);
+        let around =
+            around.filter(|ban| ban.origin == Origin::Detector && !ban.subject.is_client());
+        let around: Vec<Subject> = around.map(|ban| ban.subject).collect();
+        for network in around {
+            if let Some(ban) = self.ledger.remove(network) {
+                self.settle(network, true, now);
+                self.lift(ban, format!("the crawler {client} is in it"));
+            }
+        }
     }
 
-    /// Lifts the bans that have come onto the allowlist whole, wherever they hold (of others, who enforces spares a part), and strikes the accounts. Returns how many those were.
-    fn spare(&mut self, whole: Subject, now: Timestamp) -> usize {
-        let is_host = whole.net().prefix_len() == whole.net().max_prefix_len();
-        let spared: Vec<Subject> = if is_host {
-            let own = self.ledger.get(whole).into_iter();
-            own.map(|ban| ban.subject).collect()
+    /// Lifts the bans of what has come onto the allowlist, and strikes the accounts. Returns how many those were.
+    fn spare(&mut self, come: &[Subject], now: Timestamp) -> usize {
+        for subject in come {
+            self.blast.forget(*subject);
+        }
+        let is_host =
+            |subject: &Subject| subject.net().prefix_len() == subject.net().max_prefix_len();
+        let spared: Vec<(Subject, IpNet)> = if come.iter().all(is_host) {
+            let own = come.iter().filter_map(|host| self.ledger.get(*host));
+            own.map(|ban| (ban.subject, ban.subject.net())).collect()
         } else {
-            let inside = self.ledger.bans().map(|ban| ban.subject);
-            inside.filter(|subject| whole.covers(*subject)).collect()
+            let mut list = Allowlist::default();
+            for subject in come {
+                list.add(subject.net(), Why::Configured);
+            }
+            let bans = self.ledger.bans().map(|ban| ban.subject);
+            bans.filter_map(|subject| Some((subject, list.covering(subject)?.0)))
+                .collect()
         };
-        for subject in &spared {
+        for (subject, entry) in &spared {
             if let Some(ban) = self.ledger.remove(*subject) {
                 self.settle(*subject, true, now);
-                self.lift(ban, format!("now on the allowlist ({whole})"));
+                let why = self.allow.covering(*subject);
+                let why = why.and_then(|(_, reasons)| reasons.first());
+                let why = why.map(Why::to_string).unwrap_or_default();
+                let entry = Subject::of_net(*entry);
+                self.lift(ban, format!("now on the allowlist ({entry}: {why})"));
             }
         }
         spared.len()
@@ -1369,8 +1426,11 @@ impl Engine {
             let _never_full = self.enforce(ban);
             return;
         }
-        let is_told = self.blast.since().is_some();
-        let Some(because) = self.blast.hold(&self.settings.blast, &suspect, now) else {
+        let (is_told, is_attacked) = (self.blast.since().is_some(), self.watch.is_attacked());
+        let Some(because) = self
+            .blast
+            .hold(&self.settings.blast, &suspect, is_attacked, now)
+        else {
             self.ban_suspect(suspect, now);
             return;
         };
@@ -1417,7 +1477,8 @@ impl Engine {
         };
         if self.enforce(ban).is_ok() {
             self.totals.bans += 1;
-            self.blast.banned(subject, is_regular, now);
+            self.blast
+                .banned(&self.settings.blast, subject, is_regular, now);
             if let Some(address) = address {
                 self.command(Command::Verify(subject, address));
             }
@@ -1434,25 +1495,12 @@ impl Engine {
     fn ban_network(&mut self, subject: Subject, gate: Gate, now: Timestamp) {
         let least = self.settings.detect.prefix_members;
         for (prefix, members) in self.prefixes.note(subject, least, now) {
-            let is_banned = self.ledger.get(prefix).is_some();
-            // Whoever of it is known and not banned behaves, if they did not come with an attack.
-            let (watch, refused) = (&self.watch, &self.refused);
-            let has_regulars = match prefix.net() {
-                IpNet::V4(net) => {
-                    watch.has_regulars_in(net, |host| self.ledger.get(host).is_none())
-                }
-                IpNet::V6(_) => false,
-            };
-            // What was refused lately is on record here, too, and behaves as little as what was banned.
-            let is_spared = |subject: Subject, client: &Client| {
-                !refused.contains_key(&subject) && watch.is_spared(subject, client)
-            };
             // To look for members of an IPv6 network means to look at all clients.
             if prefix.is_v6() && self.looks == 0 {
                 continue;
             }
             self.looks -= u32::from(prefix.is_v6());
-            if !is_banned && !has_regulars && !self.clients.has_any_in(prefix, is_spared) {
+            if self.ledger.get(prefix).is_none() && !self.has_others(prefix) {
                 let finding = Finding {
                     value: members as f64,
                     ..detect::finding(
@@ -1474,6 +1522,23 @@ impl Engine {
                 self.flag(suspect, now);
             }
         }
+    }
+
+    /// Is anybody known to belong to a network who behaves?
+    fn has_others(&self, prefix: Subject) -> bool {
+        // Whoever of it is known and not banned behaves, if they did not come with an attack.
+        let has_regulars = match prefix.net() {
+            IpNet::V4(net) => {
+                let is_free = |host| self.ledger.get(host).is_none();
+                self.watch.has_regulars_in(net, is_free)
+            }
+            IpNet::V6(_) => false,
+        };
+        // What was refused lately is on record here, too, and behaves as little as what was banned.
+        let is_spared = |subject: Subject, client: &Client| {
+            !self.refused.contains_key(&subject) && self.watch.is_spared(subject, client)
+        };
+        has_regulars || self.clients.has_any_in(prefix, is_spared)
     }
 
     /// Who does a little too much for a long time may be a program of somebody's customer: it is kept out, and not for good.
@@ -1517,11 +1582,7 @@ impl Engine {
 
     /// A finding without a ban: told once in a while, since it repeats with every request.
     fn refuse(&mut self, subject: Subject, finding: Finding, why: &str, now: Timestamp) {
-        if self.refused.len() >= MAX_REFUSED {
-            self.refused.retain(|_, until| *until > now);
-        }
-        let is_told = self.refused.get(&subject).is_some_and(|until| *until > now);
-        if is_told || self.refused.len() >= MAX_REFUSED {
+        if self.refused.len() >= MAX_REFUSED || self.refused.contains_key(&subject) {
             return;
         }
         self.refused.insert(subject, now + REFUSAL_SILENCE);
@@ -1663,6 +1724,27 @@ impl Engine {
         let ordered = detect::site(detect, normal, &self.site, now);
         let is_lasting = self.cusum.sum() > detect.cusum.limit;
         ordered.filter(|_| detect.cusum.limit <= 0.0 || is_lasting)
+    }
+}
+
+/// What to do about an entry of the allowlist, for whoever wants somebody banned all the same.
+fn way_off(why: &Why, entry: &IpNet) -> String {
+    match why {
+        Why::Loopback => "it never comes from outside".to_owned(),
+        Why::Configured | Why::Name(_) => {
+            "take it out of bans.allow and `portcullis reload`, if it really is to be banned".to_owned()
+        }
+        Why::Proxy => "take it out of source.proxies and restart, if it is no proxy".to_owned(),
+        Why::SeenProxy => "if it is no proxy, correct Nginx's set_real_ip_from and restart".to_owned(),
+        Why::Host(_) => {
+            "with bans.allow_host = false it could be, and so could this host's own addresses".to_owned()
+        }
+        Why::Crawler(_) => {
+            "take its domain out of bans.crawlers and `portcullis reload`, if it really is to be banned".to_owned()
+        }
+        Why::Operator(_) => {
+            format!("`portcullis allow remove {entry}` first, if it really is to be banned")
+        }
     }
 }
 

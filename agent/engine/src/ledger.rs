@@ -446,13 +446,23 @@ impl Ledger {
 
     /// Enters the bans that a former run has left, for which there is room. Much quicker than one by one.
     pub fn restore(&mut self, bans: Vec<Ban>) {
-        let bans = bans.into_iter().map(|ban| (ban.subject, ban));
-        self.bans = bans.collect();
-        let end = |ban: &Ban| match ban.term {
-            Term::Until(end) => Some((end, ban.subject)),
+        let bans = bans.into_iter();
+        self.bans = bans.map(|ban| (ban.subject, Arc::new(ban))).collect();
+        let ends = self.bans.values().filter_map(|ban| match ban.term {
+            Term::Until(end) => Some((end, ban.subject, ban.origin)),
             Term::Permanent => None,
-        };
-        self.ends = self.bans.values().filter_map(end).collect();
+        });
+        let ends: Vec<(Timestamp, Subject, Origin)> = ends.collect();
+        let by_detector = ends
+            .iter()
+            .filter(|(.., origin)| *origin == Origin::Detector);
+        self.yielding = by_detector
+            .map(|(end, subject, _)| (*end, *subject))
+            .collect();
+        self.ends = ends
+            .into_iter()
+            .map(|(end, subject, _)| (end, subject))
+            .collect();
         self.wide.clear();
         let subjects = self.bans.keys();
         for subject in subjects.filter(|subject| !subject.is_client()) {

@@ -83,6 +83,18 @@ impl Prefixes {
     }
 }
 
+impl Prefixes {
+    /// Nothing is held against a client any more.
+    pub fn forget(&mut self, client: Subject) {
+        for (length, _) in V4.iter().chain(&V6) {
+            let network = client.widened(*length);
+            if let Some(network) = network.and_then(|network| self.networks.get_mut(&network)) {
+                network.members.remove(&client);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -1677,7 +1677,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
             Input::Ban(n) => {
                 let length = Length::For(Duration::from_secs(10));
                 let subject = Subject::of_client(client(n));
-                let _ = engine.ban(subject, length, Wish::default(), now);
+                drop(engine.ban(subject, length, Wish::default(), now));
             }
             Input::Unban(n) => {
                 drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned(), now));

@@ -13,6 +13,7 @@ use std::{collections::BTreeSet, time::Duration};
 use bench::{Bench, START, settings};
 use portcullis_engine::{
     Command, Outcome, Refusal, Release, Saved, Settings, Subject, Term, Timestamp, Wish,
+    allowlist::Why,
     command::{Action, Allowed, Change},
     ledger::Length,
 };
@@ -260,7 +261,7 @@ fn what_an_operator_allows_is_released_and_is_never_banned_until_it_is_taken_off
     assert_eq!(bench.bans(), Vec::<String>::new());
     assert_eq!(
         bench.told(Action::Unban),
-        ["now on the allowlist (198.51.100.0/24)"]
+        ["now on the allowlist (198.51.100.0/24: our monitor)"]
     );
     (0..700).for_each(|_| bench.request(HOST, 200));
     assert_eq!(bench.bans(), Vec::<String>::new());
@@ -271,8 +272,14 @@ fn what_an_operator_allows_is_released_and_is_never_banned_until_it_is_taken_off
         refused,
         Err(Refusal::Allowed {
             subject: host(),
-            entry: net
+            entry: net,
+            why: Why::Operator(allowed.clone()),
         })
+    );
+    let said = refused.unwrap_err().to_string();
+    assert!(
+        said.contains("`portcullis allow remove 198.51.100.0/24` first"),
+        "{said}"
     );
     let covering = bench.engine.allowlist().covering(host());
     assert_eq!(covering.map(|(entry, _)| entry), Some(net));

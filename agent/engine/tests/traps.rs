@@ -568,7 +568,7 @@ fn play(inputs: &[Input]) -> (Engine, Vec<Command>) {
             }
             Input::Ban(n) => {
                 let length = Length::For(Duration::from_secs(10));
-                let _ = engine.ban(Subject::of_client(client(n)), length, Wish::default(), now);
+                drop(engine.ban(Subject::of_client(client(n)), length, Wish::default(), now));
             }
             Input::Unban(n) => {
                 drop(engine.unban(Subject::of_client(client(n)), "by hand".to_owned(), now));

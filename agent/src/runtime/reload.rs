@@ -187,7 +187,7 @@ impl Agent {
             let waits = !self.engine.reconfigure(config.engine.clone(), now);
             self.crawlers.set(config.crawlers.clone());
             self.engine
-                .forget_crawlers(|name| !crawlers::is_in(name, &config.crawlers), now);
+                .forget_crawlers(|name| !crawlers::is_in(name, &config.crawlers));
             self.surroundings.set(config.surroundings.clone());
             self.running.change(&adjusted, waits)
         });
