@@ -420,6 +420,8 @@ impl Engine {
             }
             let entry = engine.allowed(ban.subject);
             if let Some(entry) = entry {
+                // As if it had come onto it while the agent ran.
+                engine.settle(ban.subject, true, now);
                 engine.lift(ban, format!("now on the allowlist ({entry})"));
             } else if let Err(full) = engine.ledger.insert(ban.clone()) {
                 engine.lift(ban, full.to_string());
@@ -1493,6 +1495,8 @@ impl Engine {
 
     fn enforce(&mut self, ban: Ban) -> Result<(), Full> {
         self.ledger.insert(ban.clone())?;
+        // What was found out before the end of another ban of the same subject is not about this one.
+        self.looked_at.remove(&ban.subject);
         self.command(Command::Ban(ban.clone()));
         self.command(Command::Save(Change::Ban(ban)));
         Ok(())
