@@ -559,6 +559,7 @@ impl Agent {
     fn dispatch(&mut self, read: Option<Duration>) {
         let mut looked_at = Vec::new();
         let mut is_allowlist_new = false;
+        let mut together = None;
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Ban(ban) => {
@@ -585,10 +586,14 @@ impl Agent {
                 Command::Look(subject) => looked_at.push(subject),
                 Command::Allowlist => is_allowlist_new = true,
                 Command::Verify(client, address) => self.crawlers.look_into(client, address),
-                Command::Save(change) => self.store.save(&change),
+                Command::Save(change) => {
+                    together.get_or_insert_with(|| self.store.together());
+                    self.store.save(&change);
+                }
                 Command::Record(event) => self.record(&event),
             }
         }
+        drop(together);
         if !looked_at.is_empty() {
             self.look(&looked_at);
         }
