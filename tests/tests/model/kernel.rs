@@ -15,6 +15,7 @@ use portcullis::{
     enforce::{
         Change, Enforcer, Lifetime, Mode,
         dry_run::DryRun,
+        iptables::{self, Iptables},
         xdp::{self, Flavour, Lock, Options, Xdp},
     },
     runtime::clock,
@@ -31,6 +32,8 @@ use super::{MAX_BANS, steps::Meddling};
 /// What is in force, and outlives the agent.
 pub enum Kernel {
     Xdp(Box<Pinned>),
+    /// Sets in the calling thread's namespace; none while no agent runs.
+    Ipset(Option<Iptables>),
     /// As if it were one: the entries stay.
     DryRun(DryRun),
 }
@@ -60,8 +63,17 @@ impl Kernel {
         }))
     }
 
+    /// The sets of this namespace, without what an earlier case has left there.
+    pub fn ipset() -> Self {
+        iptables::remove_leftovers().unwrap();
+        Self::Ipset(None)
+    }
+
     /// A new run of the agent takes it over.
     pub fn open(&mut self) {
+        if let Self::Ipset(running) = self {
+            *running = Some(sets());
+        }
         if let Self::Xdp(pinned) = self {
             let Pinned { options, running } = pinned.as_mut();
             assert!(running.is_none(), "there is one agent");
@@ -73,14 +85,17 @@ impl Kernel {
 
     /// The agent is gone, in whichever way.
     pub fn leave(&mut self) {
-        if let Self::Xdp(pinned) = self {
-            pinned.running = None;
+        match self {
+            Self::Xdp(pinned) => pinned.running = None,
+            Self::Ipset(running) => *running = None,
+            Self::DryRun(_) => {}
         }
     }
 
     pub fn enforcer(&mut self) -> &mut dyn Enforcer {
         match self {
             Self::Xdp(pinned) => &mut pinned.running.as_mut().unwrap().0,
+            Self::Ipset(running) => running.as_mut().unwrap(),
             Self::DryRun(kernel) => kernel,
         }
     }
@@ -101,20 +116,28 @@ impl Kernel {
     pub fn meddle(&mut self, meddling: Meddling, subject: Subject) {
         match self {
             Self::Xdp(pinned) => pinned.meddle(meddling, subject),
-            Self::DryRun(kernel) => {
-                let lifetime = match meddling {
-                    Meddling::AddOver => Lifetime::For(Duration::ZERO),
-                    _ => Lifetime::For(STRANGE),
-                };
-                let change = match meddling {
-                    Meddling::Delete => Change::Unban(subject),
-                    Meddling::Observe => Change::Observe(subject, lifetime),
-                    _ => Change::Ban(subject, lifetime),
-                };
-                kernel.apply(&[change]).remove(0).unwrap();
-            }
+            Self::Ipset(_) => meddle(&mut sets(), meddling, subject),
+            Self::DryRun(kernel) => meddle(kernel, meddling, subject),
         }
     }
+}
+
+fn sets() -> Iptables {
+    Iptables::open(Mode::Enforce, u32::try_from(MAX_BANS).unwrap()).unwrap()
+}
+
+/// What an agent does of which another one knows nothing. Without room for it nothing happens.
+fn meddle(other: &mut dyn Enforcer, meddling: Meddling, subject: Subject) {
+    let lifetime = match meddling {
+        Meddling::AddOver => Lifetime::For(Duration::ZERO),
+        _ => Lifetime::For(STRANGE),
+    };
+    let change = match meddling {
+        Meddling::Delete => Change::Unban(subject),
+        Meddling::Observe => Change::Observe(subject, lifetime),
+        _ => Change::Ban(subject, lifetime),
+    };
+    drop(other.apply(&[change]));
 }
 
 impl Pinned {
