@@ -27,10 +27,10 @@ fn run(cases: u32, kernel: fn(&Lab) -> Kernel) {
 
 #[test]
 fn the_kernel_has_what_the_model_says_whatever_happens() {
-    run(24, |lab| Kernel::xdp(lab.pin_dir(), EDGE_INTERFACE));
+    run(32, |lab| Kernel::xdp(lab.pin_dir(), EDGE_INTERFACE));
 }
 
 #[test]
 fn the_sets_of_the_fallback_have_what_the_model_says_whatever_happens() {
-    run(10, |_| Kernel::ipset());
+    run(12, |_| Kernel::ipset());
 }

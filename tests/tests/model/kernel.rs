@@ -114,10 +114,23 @@ impl Kernel {
 
     /// Somebody else does this; the agent knows nothing of it.
     pub fn meddle(&mut self, meddling: Meddling, subject: Subject) {
+        let found = self.enforcer().entries_of(&[subject]).unwrap().pop();
+        let is_observed = found.is_some_and(|entry| entry.observed);
+        let lifetime = found.map_or(Lifetime::For(STRANGE), |entry| entry.lifetime);
+        // One thing at a time is another than it should be.
+        let change = match meddling {
+            Meddling::Delete => Change::Unban(subject),
+            Meddling::AddOver => Change::Ban(subject, Lifetime::For(Duration::ZERO)),
+            Meddling::Observe if is_observed => Change::Ban(subject, lifetime),
+            Meddling::Observe => Change::Observe(subject, lifetime),
+            Meddling::Prolong if is_observed => Change::Observe(subject, Lifetime::For(STRANGE)),
+            Meddling::Add | Meddling::Prolong => Change::Ban(subject, Lifetime::For(STRANGE)),
+        };
+        // Without room for it nothing happens.
         match self {
-            Self::Xdp(pinned) => pinned.meddle(meddling, subject),
-            Self::Ipset(_) => meddle(&mut sets(), meddling, subject),
-            Self::DryRun(kernel) => meddle(kernel, meddling, subject),
+            Self::Xdp(pinned) => pinned.change(change),
+            Self::Ipset(_) => drop(sets().apply(&[change])),
+            Self::DryRun(kernel) => drop(kernel.apply(&[change])),
         }
     }
 }
@@ -126,65 +139,49 @@ fn sets() -> Iptables {
     Iptables::open(Mode::Enforce, u32::try_from(MAX_BANS).unwrap()).unwrap()
 }
 
-/// What an agent does of which another one knows nothing. Without room for it nothing happens.
-fn meddle(other: &mut dyn Enforcer, meddling: Meddling, subject: Subject) {
-    let lifetime = match meddling {
-        Meddling::AddOver => Lifetime::For(Duration::ZERO),
-        _ => Lifetime::For(STRANGE),
-    };
-    let change = match meddling {
-        Meddling::Delete => Change::Unban(subject),
-        Meddling::Observe => Change::Observe(subject, lifetime),
-        _ => Change::Ban(subject, lifetime),
-    };
-    drop(other.apply(&[change]));
-}
-
 impl Pinned {
     fn map(&self, name: &str) -> MapData {
         let folder = self.options.pin_dir.join(format!("v{SCHEMA}"));
         MapData::from_pin(folder.join(name)).unwrap()
     }
 
-    fn meddle(&self, meddling: Meddling, subject: Subject) {
-        let now = clock::boot();
-        let (lifetime, flags) = match meddling {
-            Meddling::AddOver => (Duration::ZERO, 0),
-            Meddling::Observe => (STRANGE, ban::OBSERVE),
-            _ => (STRANGE, 0),
+    /// Behind the agent's back: of what the program looks for it learns nothing either.
+    fn change(&self, change: Change) {
+        let subject = change.subject();
+        let entry = match change {
+            Change::Ban(_, lifetime) => Some((lifetime, 0)),
+            Change::Observe(_, lifetime) => Some((lifetime, ban::OBSERVE)),
+            Change::Unban(_) => None,
         };
-        let deadline = u64::try_from((now + lifetime).as_nanos()).unwrap();
+        let deadline = |lifetime| match lifetime {
+            Lifetime::For(left) => u64::try_from((clock::boot() + left).as_nanos()).unwrap(),
+            Lifetime::Permanent => ban::PERMANENT,
+        };
         let length = subject.net().prefix_len();
-        let exact = Entry::new(deadline, flags);
-        let wide = Entry::new(deadline, flags | u32::from(length) << ban::PREFIX_SHIFT);
-        let entry = |entry| (!matches!(meddling, Meddling::Delete)).then_some(entry);
+        let exact = entry.map(|(lifetime, flags)| Entry::new(deadline(lifetime), flags));
+        let wide = exact.map(|exact| {
+            let flags = exact.flags | u32::from(length) << ban::PREFIX_SHIFT;
+            Entry::new(exact.deadline, flags)
+        });
         match subject.net() {
             IpNet::V4(net) if length == 32 => {
-                self.write(names::BANS_V4, net.addr().octets(), entry(exact));
+                self.write(names::BANS_V4, net.addr().octets(), exact);
             }
             IpNet::V6(net) if length == 64 => {
                 let octets = net.addr().octets();
                 let network = octets.first_chunk::<8>().unwrap();
-                self.write(names::BANS_V6, *network, entry(exact));
+                self.write(names::BANS_V6, *network, exact);
             }
             IpNet::V6(net) if length == 128 => {
-                self.write(names::BANS_V6_HOST, net.addr().octets(), entry(exact));
+                self.write(names::BANS_V6_HOST, net.addr().octets(), exact);
             }
             IpNet::V4(net) => {
                 let map = Map::LpmTrie(self.map(names::CIDR_V4));
-                write_wide(
-                    map,
-                    Key::new(length.into(), net.addr().octets()),
-                    entry(wide),
-                );
+                write_wide(map, Key::new(length.into(), net.addr().octets()), wide);
             }
             IpNet::V6(net) => {
                 let map = Map::LpmTrie(self.map(names::CIDR_V6));
-                write_wide(
-                    map,
-                    Key::new(length.into(), net.addr().octets()),
-                    entry(wide),
-                );
+                write_wide(map, Key::new(length.into(), net.addr().octets()), wide);
             }
         }
     }
