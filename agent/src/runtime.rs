@@ -564,6 +564,7 @@ impl Agent {
     /// Carries out what the engine wants done; `read` is when the lines were read that it follows from, on the boot clock.
     fn dispatch(&mut self, read: Option<Duration>) {
         let mut looked_at = Vec::new();
+        let mut together = None;
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Ban(ban) => {
@@ -590,10 +591,14 @@ impl Agent {
                 Command::Look(subject) => looked_at.push(subject),
                 Command::Allowlist => self.spare(),
                 Command::Verify(client, address) => self.crawlers.look_into(client, address),
-                Command::Save(change) => self.store.save(&change),
+                Command::Save(change) => {
+                    together.get_or_insert_with(|| self.store.together());
+                    self.store.save(&change);
+                }
                 Command::Record(event) => self.record(&event),
             }
         }
+        drop(together);
         if !looked_at.is_empty() {
             self.look(&looked_at);
         }

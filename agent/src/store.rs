@@ -39,6 +39,8 @@ struct Queue {
     problem: Option<String>,
     /// What has become of the disk, and nobody was told of yet.
     news: Option<String>,
+    /// Those who have said only a part of what belongs together.
+    held: usize,
     /// No more comes.
     is_closing: bool,
 }
@@ -62,6 +64,17 @@ impl Shared {
 pub struct Store {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
+}
+
+/// While there is one, nothing is written of what is saved: see [`Store::together`].
+#[derive(Debug)]
+pub struct Together(Arc<Shared>);
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        self.0.lock().held -= 1;
+        self.0.changed.notify_one();
+    }
 }
 
 /// What the store held when it was opened.
@@ -181,6 +194,14 @@ impl Store {
         self.put(key, value);
     }
 
+    /// What is saved until this is dropped is on disk together, or, after a crash, not at all: a ban without the offence that it
+    /// is for would be a state that never was. To be held for moments.
+    #[must_use]
+    pub fn together(&self) -> Together {
+        self.shared.lock().held += 1;
+        Together(Arc::clone(&self.shared))
+    }
+
     /// Makes the source's position durable, soon.
     pub fn save_checkpoint(&self, checkpoint: &Checkpoint) {
         self.put(Key::Learnt("checkpoint"), json(checkpoint));
@@ -197,8 +218,11 @@ impl Store {
     }
 
     fn put(&self, key: Key, value: Option<Vec<u8>>) {
-        self.shared.lock().pending.insert(key, value);
-        self.shared.changed.notify_one();
+        let mut queue = self.shared.lock();
+        queue.pending.insert(key, value);
+        if queue.held == 0 {
+            self.shared.changed.notify_one();
+        }
     }
 
     /// Waits until all that was saved is on disk, but not longer than that, and not for a disk that fails; says whether it is.
@@ -287,7 +311,7 @@ impl Writer {
             let mut queue = shared
                 .changed
                 .wait_while(shared.lock(), |queue| {
-                    queue.pending.is_empty() && !queue.is_closing
+                    (queue.pending.is_empty() || queue.held > 0) && !queue.is_closing
                 })
                 .unwrap_or_else(PoisonError::into_inner);
             let (changes, closing) = (std::mem::take(&mut queue.pending), queue.is_closing);

@@ -421,6 +421,8 @@ impl Engine {
         let is_allowed = |ban: &mut Ban| engine.allowed(ban.subject).is_some();
         for ban in bans.extract_if(.., is_allowed).collect::<Vec<_>>() {
             if let Some(entry) = engine.allowed(ban.subject) {
+                // As if it had come onto it while the agent ran.
+                engine.settle(ban.subject, true, now);
                 engine.lift(ban, format!("now on the allowlist ({entry})"));
             }
         }
@@ -1575,6 +1577,8 @@ impl Engine {
 
     fn enforce(&mut self, ban: Ban) -> Result<(), Full> {
         self.ledger.insert(ban.clone())?;
+        // What was found out before the end of another ban of the same subject is not about this one.
+        self.looked_at.remove(&ban.subject);
         self.command(Command::Ban(ban.clone()));
         self.command(Command::Save(Change::Ban(ban)));
         Ok(())

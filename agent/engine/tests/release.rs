@@ -133,6 +133,26 @@ fn an_answer_that_comes_too_late_or_for_another_ban_changes_nothing() {
 }
 
 #[test]
+fn what_was_found_out_before_the_end_of_one_ban_is_not_held_for_the_next() {
+    let mut bench = Bench::new(looking());
+    let end = bench.offend();
+    bench.pass_seen(end.since(bench.now).as_secs() - 1, None);
+    assert_eq!(bench.looks(), 1);
+    let wish = Wish {
+        observe: true,
+        ..Wish::default()
+    };
+    let ban = bench.engine.ban(host(), Length::Permanent, wish, bench.now);
+    ban.unwrap();
+    // Whoever is only observed can offend.
+    (0..700).for_each(|_| bench.request(HOST, 200));
+    assert_eq!(bench.engine.ban_of(host()).unwrap().tier, Some(2));
+    let end = bench.end_of(host()).unwrap();
+    bench.pass_seen(end.since(bench.now).as_secs(), Some(3));
+    assert_eq!((bench.bans().len(), bench.looks()), (1, 2));
+}
+
+#[test]
 fn without_it_nobody_is_looked_at() {
     let mut bench = Bench::new(settings());
     let end = bench.offend();
@@ -340,4 +360,32 @@ fn an_extension_that_fails_at_first_is_said_to_be_in_force_when_it_is() {
     assert_eq!((told.len(), told[1].as_str()), (2, "in force again"));
     // Brought back by a comparison later on, it is a ban like any other.
     assert_eq!(bench.told(Action::Ban).len(), bans + 1);
+}
+
+#[test]
+fn what_comes_onto_the_allowlist_between_two_runs_is_pardoned_as_it_is_within_one() {
+    let mut bench = Bench::new(settings());
+    bench.offend();
+    let ban = bench.engine.ban_of(host()).unwrap().clone();
+    let offences = bench.engine.explain(host()).offences.unwrap();
+    // The former run was killed between the word of the operator and what follows from it.
+    let allowed = Allowed {
+        since: bench.now,
+        by: "root".to_owned(),
+        reason: "our monitor".to_owned(),
+    };
+    let saved = Saved {
+        bans: vec![ban],
+        offences: vec![(host(), offences)],
+        allow: vec![(host().net(), allowed)],
+        baseline: None,
+    };
+    let mut bench = Bench::resume(settings(), saved, bench.now);
+    assert_eq!(bench.bans(), Vec::<String>::new());
+    bench
+        .engine
+        .disallow(host().net(), "root", bench.now)
+        .unwrap();
+    bench.offend();
+    assert_eq!(bench.engine.ban_of(host()).unwrap().tier, Some(1));
 }

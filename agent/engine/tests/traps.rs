@@ -224,9 +224,8 @@ fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
     };
     let bench = Bench::resume(settings(), saved, START);
     assert_eq!(bench.bans(), Vec::<String>::new());
-    assert!(
-        matches!(&bench.commands[1], Command::Unban(ban, ..) if ban.subject.to_string() == "203.0.113.9")
-    );
+    let is_it = |command: &Command| matches!(command, Command::Unban(ban, ..) if ban.subject.to_string() == "203.0.113.9");
+    assert!(bench.commands.iter().any(is_it), "{:?}", bench.commands);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod front;
 mod left;
 mod noted;
 mod pins;
+mod verify;
 pub(crate) mod whose;
 
 use std::{
@@ -209,7 +210,8 @@ impl Xdp {
             loader.map_max_entries(name, options.max_bans);
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain::load)?;
-        program(&mut ebpf)?.load().map_err(explain::load)?;
+        let loaded = program(&mut ebpf)?;
+        verify::load(|| loaded.load()).map_err(explain::load)?;
         // Only rare paths of the program log, so not being able to read that is no reason not to start.
         let logger = aya_log::EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| warn!("messages of the XDP program cannot be read: {error}"))

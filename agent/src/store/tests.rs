@@ -418,3 +418,28 @@ fn more_than_a_lot_is_written_and_what_was_learnt_comes_last() {
     let allow = Key::Allow("ffff::/16".parse().unwrap());
     assert!(ban < allow && allow < Key::Learnt("baseline"));
 }
+
+#[test]
+fn what_belongs_together_is_on_disk_together_or_not_at_all() {
+    let folder = with_bans(1);
+    let (store, _) = Store::open(folder.path()).unwrap();
+    let bans_after_a_crash = || {
+        let crashed = tempfile::tempdir().unwrap();
+        fs::copy(ledger(&folder), ledger(&crashed)).unwrap();
+        Store::open(crashed.path()).unwrap().1.saved.bans.len()
+    };
+    let together = store.together();
+    store.save(&Change::Ban(ban("192.0.2.77")));
+    // Far longer than the writer needs to begin.
+    assert!(!store.settle(Duration::from_millis(300)));
+    assert_eq!((store.pending(), bans_after_a_crash()), (1, 1));
+    store.save(&Change::Ban(ban("192.0.2.78")));
+    drop(together);
+    assert!(store.settle(Duration::from_mins(1)));
+    assert_eq!(bans_after_a_crash(), 3);
+    // An end does not wait for it.
+    let _together = store.together();
+    store.save(&Change::Ban(ban("192.0.2.79")));
+    drop(store);
+    assert_eq!(bans_after_a_crash(), 4);
+}

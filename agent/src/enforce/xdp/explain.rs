@@ -14,7 +14,7 @@ use portcullis_engine::Subject;
 use super::whose;
 
 /// The kernel's error number at the root of an error, if there is one.
-fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
+pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(code) = error
