@@ -404,8 +404,12 @@ impl Engine {
             settings,
         };
         let mut offences = saved.offences;
-        for (_, account) in &mut offences {
-            account.last = account.last.min(now);
+        for (subject, account) in offences
+            .iter_mut()
+            .filter(|(_, account)| account.last > now)
+        {
+            account.last = now;
+            engine.command(Command::Save(Change::Offences(*subject, *account)));
         }
         for forgotten in engine.ledger.restore_offences(offences) {
             engine.command(Command::Save(Change::Forget(forgotten)));
@@ -739,8 +743,10 @@ impl Engine {
         for until in self.refused.values_mut() {
             *until = until.shifted(millis);
         }
-        // Accounts on disk are a little older or younger then: it matters only for when an offence is forgotten.
-        let saves: Vec<Change> = self.ledger.bans().cloned().map(Change::Ban).collect();
+        let bans = self.ledger.bans().cloned().map(Change::Ban);
+        let accounts = self.ledger.accounts();
+        let accounts = accounts.map(|(subject, offences)| Change::Offences(subject, offences));
+        let saves: Vec<Change> = bans.chain(accounts).collect();
         for change in saves {
             self.command(Command::Save(change));
         }

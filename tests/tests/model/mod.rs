@@ -362,6 +362,9 @@ impl Model {
             let ahead = ban.since.saturating_sub(now);
             *ban = ban.shifted(-i64::try_from(ahead).unwrap());
         }
+        for account in self.ledger.accounts.values_mut() {
+            account.last = account.last.min(now);
+        }
         self.spare(now);
         self.pass(now)
     }
