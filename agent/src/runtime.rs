@@ -175,7 +175,9 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     let (stop, hang_up) = (shutdown::signal()?, reload::hang_up()?);
     let running = Running::new(input, &adjusted);
     let config = adjusted.config;
-    let now = clock::wall();
+    // A clock that is set while the agent starts is noticed, too: the ledger is worked on by the time that it had here.
+    let mut steps = Steps::default();
+    let (now, _) = steps.now();
     let (store, mut contents) = Store::recover(&config.state_dir, now)?;
     // Names may take seconds; meanwhile nobody else need wait.
     let settings = config.surroundings.clone();
@@ -228,7 +230,7 @@ pub async fn run(adjusted: Adjusted, input: Input) -> Result<()> {
     let mut agent = Agent {
         mode: config.mode,
         started: clock::boot(),
-        steps: Steps::default(),
+        steps,
         engine,
         surroundings,
         crawlers,

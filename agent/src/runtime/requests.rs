@@ -191,11 +191,8 @@ impl Agent {
                 Why::Operator(allowed) => Some(allowed),
                 _ => None,
             });
-            // What an operator has said of it explains most.
-            let why = by_operator.map_or_else(
-                || reasons.first().map(Why::to_string).unwrap_or_default(),
-                |allowed| allowed.reason.clone(),
-            );
+            let why: Vec<String> = reasons.iter().map(Why::to_string).collect();
+            let why = why.join("; ");
             AllowRow {
                 net,
                 why,
