@@ -403,35 +403,45 @@ impl Engine {
             commands: VecDeque::new(),
             settings,
         };
-        let mut offences = saved.offences;
+        engine.restore(saved.bans, saved.offences, now);
+        engine.release(now);
+        engine
+    }
+
+    /// Takes over what a former run has left.
+    fn restore(
+        &mut self,
+        mut bans: Vec<Ban>,
+        mut offences: Vec<(Subject, Offences)>,
+        now: Timestamp,
+    ) {
         for (subject, account) in offences
             .iter_mut()
             .filter(|(_, account)| account.last > now)
         {
             account.last = now;
-            engine.command(Command::Save(Change::Offences(*subject, *account)));
+            self.command(Command::Save(Change::Offences(*subject, *account)));
         }
-        for forgotten in engine.ledger.restore_offences(offences) {
-            engine.command(Command::Save(Change::Forget(forgotten)));
+        for forgotten in self.ledger.restore_offences(offences) {
+            self.command(Command::Save(Change::Forget(forgotten)));
         }
-        let mut bans = saved.bans;
         // Made by a clock that was ahead: such a ban has not begun, so all of it is still to come, and no more.
         for ban in bans.iter_mut().filter(|ban| ban.since > now) {
             let ahead = ban.since.since(now).as_millis();
             let back = i64::try_from(ahead).map_or(i64::MIN, |ahead| -ahead);
             *ban = ban.clone().shifted(back);
-            engine.command(Command::Save(Change::Ban(ban.clone())));
+            self.command(Command::Save(Change::Ban(ban.clone())));
         }
-        let is_allowed = |ban: &mut Ban| engine.allowed(ban.subject).is_some();
+        let is_allowed = |ban: &mut Ban| self.allowed(ban.subject).is_some();
         for ban in bans.extract_if(.., is_allowed).collect::<Vec<_>>() {
-            if let Some(entry) = engine.allowed(ban.subject) {
+            if let Some(entry) = self.allowed(ban.subject) {
                 // As if it had come onto it while the agent ran.
-                engine.settle(ban.subject, true, now);
-                engine.lift(ban, format!("now on the allowlist ({entry})"));
+                self.settle(ban.subject, true, now);
+                self.lift(ban, format!("now on the allowlist ({entry})"));
             }
         }
         // Should there be less room than there was, the ones that end soonest go, and no operator's.
-        let room = engine.settings.max_bans;
+        let room = self.settings.max_bans;
         if bans.len() > room {
             bans.sort_by_key(|ban| {
                 let end = match ban.term {
@@ -441,12 +451,10 @@ impl Engine {
                 (ban.origin == Origin::Detector, Reverse(end), ban.subject)
             });
             for ban in bans.split_off(room) {
-                engine.lift(ban, Full(room).to_string());
+                self.lift(ban, Full(room).to_string());
             }
         }
-        engine.ledger.restore(bans);
-        engine.release(now);
-        engine
+        self.ledger.restore(bans);
     }
 
     /// Goes by other settings from now on; caps follow with the next computation of what is normal. What was made at the
