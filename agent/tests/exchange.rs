@@ -59,7 +59,7 @@ fn what_is_refused_or_not_understood_is_said_and_the_rest_is_in_force() {
         "{said}"
     );
     assert!(
-        said.contains("refused: 192.0.2.7 is on the allowlist (192.0.2.0/24)"),
+        said.contains("refused: 192.0.2.7 is on the allowlist (192.0.2.0/24: configured); take it out of bans.allow"),
         "{said}"
     );
     assert!(said.contains("10.0.0.0/7 is too wide"), "{said}");
