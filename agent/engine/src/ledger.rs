@@ -580,20 +580,7 @@ mod tests {
     }
 
     fn ban(text: &str, term: Term) -> Ban {
-        Ban {
-            subject: subject(text),
-            since: T0,
-            term,
-            tier: None,
-            origin: Origin::Operator,
-            reason: String::new(),
-            finding: None,
-            observe: false,
-            gate: Gate::Wire,
-            extended: 0,
-            by: None,
-            once_confirmed: None,
-        }
+        Ban::new(subject(text), T0, term, Origin::Operator)
     }
 
     fn ledger() -> Ledger {

@@ -204,20 +204,12 @@ fn a_64_with_an_allowlisted_address_in_it_is_not_banned() {
 
 #[test]
 fn what_came_onto_the_allowlist_is_released_at_the_next_start() {
-    let ban = Ban {
-        subject: "203.0.113.9".parse().unwrap(),
-        since: START,
-        term: Term::Permanent,
-        tier: None,
-        origin: Origin::Operator,
-        reason: String::new(),
-        finding: None,
-        observe: false,
-        gate: Gate::Wire,
-        extended: 0,
-        by: None,
-        once_confirmed: None,
-    };
+    let ban = Ban::new(
+        "203.0.113.9".parse().unwrap(),
+        START,
+        Term::Permanent,
+        Origin::Operator,
+    );
     let saved = Saved {
         bans: vec![ban],
         ..Saved::default()
@@ -292,21 +284,15 @@ fn a_flagged_client_that_is_not_banned_teaches_nothing_either() {
 
 #[test]
 fn with_less_room_than_before_it_is_the_short_bans_that_go() {
-    let ban = |n: u8, secs: Option<u64>, origin| Ban {
-        subject: Subject::of_client([198, 51, 100, n].into()),
-        since: START,
-        term: secs.map_or(Term::Permanent, |secs| {
-            Term::Until(START + Duration::from_secs(secs))
-        }),
-        tier: None,
-        origin,
-        reason: String::new(),
-        finding: None,
-        observe: false,
-        gate: Gate::Wire,
-        extended: 0,
-        by: None,
-        once_confirmed: None,
+    let ban = |n: u8, secs: Option<u64>, origin| {
+        Ban::new(
+            Subject::of_client([198, 51, 100, n].into()),
+            START,
+            secs.map_or(Term::Permanent, |secs| {
+                Term::Until(START + Duration::from_secs(secs))
+            }),
+            origin,
+        )
     };
     let saved = Saved {
         bans: vec![

@@ -432,7 +432,7 @@ pub(super) fn bans(bans: &[BanRow]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_engine::{Ban, Gate, Timestamp};
+    use portcullis_engine::{Ban, Timestamp};
 
     use super::*;
     use crate::runtime::Unreadable;
@@ -441,20 +441,15 @@ mod tests {
     fn bans_are_sorted_as_they_are_asked_for() {
         let row = |subject: &str, end: Option<u64>, tier, hits, last_seen_secs| BanRow {
             ban: Ban {
-                subject: subject.parse().unwrap(),
-                since: Timestamp::from_secs(1),
-                term: end.map_or(Term::Permanent, |end| {
-                    Term::Until(Timestamp::from_secs(end))
-                }),
                 tier,
-                origin: tier.map_or(Origin::Operator, |_| Origin::Detector),
-                reason: String::new(),
-                finding: None,
-                observe: false,
-                gate: Gate::Wire,
-                extended: 0,
-                by: None,
-                once_confirmed: None,
+                ..Ban::new(
+                    subject.parse().unwrap(),
+                    Timestamp::from_secs(1),
+                    end.map_or(Term::Permanent, |end| {
+                        Term::Until(Timestamp::from_secs(end))
+                    }),
+                    tier.map_or(Origin::Operator, |_| Origin::Detector),
+                )
             },
             hits,
             last_seen_secs,

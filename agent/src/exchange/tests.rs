@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use portcullis_engine::{Ban, Gate, Origin};
+use portcullis_engine::{Ban, Origin};
 use proptest::prelude::*;
 
 use super::*;
@@ -157,18 +157,14 @@ fn json_is_an_array_or_an_object_a_line() {
 #[test]
 fn what_bans_prints_is_read_too() {
     let ban = Ban {
-        subject: "192.0.2.1".parse().unwrap(),
-        since: NOW,
-        term: Term::Until(Timestamp::from_secs(1_800_000_600)),
         tier: Some(1),
-        origin: Origin::Detector,
         reason: "z 3.5 > 3".to_owned(),
-        finding: None,
-        observe: false,
-        gate: Gate::Wire,
-        extended: 0,
-        by: None,
-        once_confirmed: None,
+        ..Ban::new(
+            "192.0.2.1".parse().unwrap(),
+            NOW,
+            Term::Until(Timestamp::from_secs(1_800_000_600)),
+            Origin::Detector,
+        )
     };
     let text = serde_json::to_string_pretty(&[ban]).unwrap();
     check(
@@ -376,18 +372,14 @@ prop_compose! {
         observe in any::<bool>(),
     ) -> Ban {
         Ban {
-            subject,
-            since: NOW,
-            term: left.map_or(Term::Permanent, |left| Term::Until(NOW + Duration::from_millis(left))),
-            tier: None,
-            origin: Origin::Operator,
             reason,
-            finding: None,
             observe,
-            gate: Gate::Wire,
-            extended: 0,
-            by: None,
-            once_confirmed: None,
+            ..Ban::new(
+                subject,
+                NOW,
+                left.map_or(Term::Permanent, |left| Term::Until(NOW + Duration::from_millis(left))),
+                Origin::Operator,
+            )
         }
     }
 }

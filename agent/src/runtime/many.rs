@@ -121,7 +121,7 @@ fn keeps_out_as_much(ban: &Ban, wanted: &Wanted) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_engine::{Gate, Origin, Timestamp};
+    use portcullis_engine::{Origin, Timestamp};
 
     use super::*;
 
@@ -133,18 +133,13 @@ mod tests {
         };
         let stands = |(known, is_observed), (wanted, observe)| {
             let ban = Ban {
-                subject: "192.0.2.1".parse().unwrap(),
-                since: Timestamp::from_secs(1),
-                term: term(known),
-                tier: None,
-                origin: Origin::Operator,
-                reason: String::new(),
-                finding: None,
                 observe: is_observed,
-                gate: Gate::Wire,
-                extended: 0,
-                by: None,
-                once_confirmed: None,
+                ..Ban::new(
+                    "192.0.2.1".parse().unwrap(),
+                    Timestamp::from_secs(1),
+                    term(known),
+                    Origin::Operator,
+                )
             };
             let wanted = Wanted {
                 subject: ban.subject,

@@ -19,18 +19,14 @@ const NOW: Timestamp = Timestamp::from_secs(1_000_000);
 
 fn ban(text: &str) -> Ban {
     Ban {
-        subject: text.parse().unwrap(),
-        since: Timestamp::from_secs(1),
-        term: Term::Permanent,
         tier: Some(4),
-        origin: Origin::Detector,
         reason: "z 9.0 > 3".to_owned(),
-        finding: None,
-        observe: false,
-        gate: Gate::Wire,
-        extended: 0,
-        by: None,
-        once_confirmed: None,
+        ..Ban::new(
+            text.parse().unwrap(),
+            Timestamp::from_secs(1),
+            Term::Permanent,
+            Origin::Detector,
+        )
     }
 }
 

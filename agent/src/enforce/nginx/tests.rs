@@ -31,18 +31,13 @@ fn subject(text: &str) -> Subject {
 
 fn ban(text: &str) -> Ban {
     Ban {
-        subject: subject(text),
-        since: Timestamp::from_secs(1_000),
-        term: Term::Permanent,
-        tier: None,
-        origin: Origin::Operator,
-        reason: String::new(),
-        finding: None,
-        observe: false,
         gate: portcullis_engine::Gate::Nginx,
-        extended: 0,
-        by: None,
-        once_confirmed: None,
+        ..Ban::new(
+            subject(text),
+            Timestamp::from_secs(1_000),
+            Term::Permanent,
+            Origin::Operator,
+        )
     }
 }
 

@@ -510,18 +510,15 @@ mod tests {
     fn ban(subject: &str, rate: f64, action: Action, observed: bool) -> Told {
         let finding = finding(rate);
         let ban = Ban {
-            subject: subject.parse().unwrap(),
-            since: NOW,
-            term: Term::Until(NOW + Duration::from_mins(10)),
             tier: Some(1),
-            origin: Origin::Detector,
             reason: finding.to_string(),
             finding: Some(finding),
-            observe: false,
-            gate: portcullis_engine::Gate::Wire,
-            extended: 0,
-            by: None,
-            once_confirmed: None,
+            ..Ban::new(
+                subject.parse().unwrap(),
+                NOW,
+                Term::Until(NOW + Duration::from_mins(10)),
+                Origin::Detector,
+            )
         };
         let event = Event::of_ban(NOW, action, &ban, ban.reason.clone());
         let mode = if observed {

@@ -20,7 +20,7 @@ use portcullis::{
     store::Store,
 };
 use portcullis_engine::{
-    Ban, Engine, Event, Gate, Origin, Outcome, Saved, Subject, Term, Timestamp,
+    Ban, Engine, Event, Origin, Outcome, Saved, Subject, Term, Timestamp,
     baseline::Learnt,
     command::{Action, Change},
     detect::{Finding, Sample, Test},
@@ -80,11 +80,7 @@ fn ban(number: u32, since: Timestamp) -> Ban {
         offset: u64::from(number) * 300 + n * 211,
     };
     Ban {
-        subject: subject(number),
-        since,
-        term: Term::Until(since + LASTS + spread),
         tier: Some(number % 3 + 1),
-        origin: Origin::Detector,
         reason: format!("{noise:.2} req/s is more than 5 times the mean of 1.07"),
         finding: Some(Finding {
             test: Test::TimesMean,
@@ -104,11 +100,12 @@ fn ban(number: u32, since: Timestamp) -> Ban {
             distinct: 0,
             samples: (0..3).map(sample).collect(),
         }),
-        observe: false,
-        gate: Gate::Wire,
-        extended: 0,
-        by: None,
-        once_confirmed: None,
+        ..Ban::new(
+            subject(number),
+            since,
+            Term::Until(since + LASTS + spread),
+            Origin::Detector,
+        )
     }
 }
 
