@@ -111,8 +111,11 @@ impl Blast {
         now: Timestamp,
     ) {
         self.forget(subject);
-        let left = self.fill(settings, now) - 1.0;
-        self.tokens = Some(Tokens { left, filled: now });
+        // Where any number may be made, none is owed should that change.
+        self.tokens = (settings.per_minute > 0).then(|| Tokens {
+            left: self.fill(settings, now) - 1.0,
+            filled: now,
+        });
         if is_regular {
             self.minute(now.secs()).bans += 1;
         }
@@ -418,6 +421,20 @@ mod tests {
         assert!(!flag(&mut blast, &settings, &suspect(1, false), after(299)));
         let worst = blast.worst(&settings, false, after(301)).unwrap();
         assert_eq!(worst.subject, network.subject);
+    }
+
+    #[test]
+    fn what_was_made_without_a_limit_is_not_owed_once_there_is_one() {
+        let mut blast = Blast::default();
+        for n in 0..1000 {
+            assert!(flag(&mut blast, &Settings::ANY, &suspect(n, false), AT));
+        }
+        let settings = Settings {
+            per_minute: 20,
+            regulars: 1.0,
+        };
+        let made = (0..30).filter(|n| flag(&mut blast, &settings, &suspect(*n, false), AT));
+        assert_eq!(made.count(), 10);
     }
 
     #[test]
