@@ -103,14 +103,6 @@ impl std::error::Error for Problems {}
 pub const DEFAULT_PATH: &str = "/etc/portcullis/portcullis.toml";
 
 impl Config {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// All [`Problems`] at once.
-    pub fn load(path: &Path) -> Result<Self, Problems> {
-        Self::of_file(path, &read(path)?)
-    }
-
     fn of_file(path: &Path, text: &str) -> Result<Self, Problems> {
         Self::parse(text).map_err(|Problems(all)| {
             Problems(
@@ -126,13 +118,16 @@ impl Config {
     /// # Errors
     /// All [`Problems`] at once.
     pub fn load_with(path: Option<&Path>, settings: &[Setting]) -> Result<Adjusted, Problems> {
-        let mut text = String::new();
-        if let Some(path) = path {
-            text = read(path)?;
-            // What is wrong with the file itself is said of the file.
-            Self::of_file(path, &text)?;
+        let text = path.map(read).transpose()?;
+        Self::adjusted(path.zip(text.as_deref()), settings)
+    }
+
+    fn adjusted(file: Option<(&Path, &str)>, settings: &[Setting]) -> Result<Adjusted, Problems> {
+        // What is wrong with the file itself is said of the file.
+        if let Some((path, text)) = file {
+            Self::of_file(path, text)?;
         }
-        let mut table = table(&text)?;
+        let mut table = table(file.map_or("", |(_, text)| text))?;
         let mut problems = Vec::new();
         for setting in settings {
             problems.extend(setting.apply(&mut table).err());
@@ -224,15 +219,17 @@ impl Input {
     /// # Errors
     /// All [`Problems`] at once.
     pub fn load_again(&self) -> Result<Adjusted, Problems> {
-        if let Some(path) = &self.path
-            && read(path)?.trim().is_empty()
-        {
+        let Some(path) = &self.path else {
+            return self.load();
+        };
+        let text = read(path)?;
+        if text.trim().is_empty() {
             let path = path.display();
             return Err(Problems(vec![format!(
                 "{path} is empty: write a comment into it if every default is meant"
             )]));
         }
-        self.load()
+        Config::adjusted(Some((path, &text)), &self.settings)
     }
 }
 
@@ -1214,6 +1211,22 @@ mod tests {
             );
         }
         assert_eq!(all.len(), 10, "{all:#?}");
+    }
+
+    #[test]
+    fn a_file_that_was_there_and_is_gone_or_emptied_is_no_reason_to_go_by_the_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        std::fs::write(&path, "[bans]\njitter = 0.5\n").unwrap();
+        let input = Input::new(Some(path.clone()), Vec::new());
+        assert_eq!(input.load_again().unwrap().config.engine.jitter, 0.5);
+        let said = |input: &Input| input.load_again().unwrap_err().to_string();
+        std::fs::write(&path, " \n").unwrap();
+        assert!(said(&input).contains("is empty"), "{}", said(&input));
+        std::fs::write(&path, "# All as it is by default.\n").unwrap();
+        assert_eq!(input.load_again().unwrap().config.engine.jitter, 0.0);
+        std::fs::remove_file(&path).unwrap();
+        assert!(said(&input).contains("cannot read"), "{}", said(&input));
     }
 
     #[test]

@@ -4,7 +4,10 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    },
     path::Path,
     process::Command,
     time::Duration,
@@ -160,13 +163,26 @@ fn who_is_logged_in_over_ssh_is_never_banned_and_who_has_only_connected_is() -> 
     let session = sshd(&site, connection, "sshd: alice@pts/0")?;
     let (_there_too, connection) = connect(guesser)?;
     let _guess = sshd(&site, connection, "sshd: bob [net]")?;
+    // Anybody can call a process of theirs so; its parent here is root's, and no sshd.
+    let poser = client_v4(3);
+    let (_there_as_well, connection) = connect(poser)?;
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    let program = folder.path().join("sshd");
+    fs::copy("/bin/sleep", &program)?;
+    let mut command = Command::new(program);
+    command.arg0("sshd: eve@pts/0").arg("600");
+    command.stdin(OwnedFd::from(connection)).uid(65_534);
+    let _pose = Process::start("sshd", site.lab.edge(), &mut command)?;
     site.reload()?;
     let who = site.agent.eventually("the session to be seen", SOON, || {
         let listed = site.agent.verb(&["allow", "list"])?.success()?;
         Ok(listed.contains("logged in over SSH").then_some(listed))
     })?;
     ensure!(
-        who.contains(&admin.to_string()) && !who.contains(&guesser.to_string()),
+        who.contains(&admin.to_string())
+            && !who.contains(&guesser.to_string())
+            && !who.contains(&poser.to_string()),
         "{who}"
     );
     site.offend(admin)?;

@@ -378,6 +378,7 @@ fn burst(pace: Option<f64>) -> Result<Burst> {
             made += 1;
         }
         if is_idle {
+            // Nothing is due: the processor is for those who have work.
             std::thread::sleep(Duration::from_micros(50));
         }
     }
@@ -502,6 +503,7 @@ fn idle(quick: bool, note: &mut Note) -> Result<()> {
     let held = xdp::left(&lab.pin_dir())?.bans.len();
     ensure!(held == MILLION as usize, "{held} entries");
     let (settle, length) = if quick { (10, 16) } else { (20, 48) };
+    // What is measured is a stretch of time, after what the start has left to do.
     std::thread::sleep(Duration::from_secs(settle));
     let (before, from) = (ticks(agent.id())?, clock::now());
     std::thread::sleep(Duration::from_secs(length));
